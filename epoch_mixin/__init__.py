@@ -1,0 +1,6 @@
+"""The true mean loss of every epoch, for PyTorch Lightning."""
+
+from epoch_mixin.mixin import EpochLossMixin
+
+__all__ = ["EpochLossMixin"]
+__version__ = "0.1.0"

@@ -1,0 +1,68 @@
+"""Weaving a mixin's part into the methods of a class, so that a user cannot take it out by accident.
+
+A mixin that only overrides a hook is gone as soon as a user's class overrides the same hook without ``super()``. So the
+mixin overrides nothing. Whenever a class is made, `weave` looks up each method the way an instance would find it,
+wherever it was defined, and puts a wrapper into the new class that runs the mixin's part beside the user's code:
+
+- A class that defines or inherits a method which is not woven yet gets a wrapper of its own; base order, third-party
+  bases and missing ``super()`` calls make no difference.
+- A method that calls its parent's through ``super()`` meets a second wrapper, and a step may call another step. Only
+  the outermost call of an instance counts; inner ones go straight to the user's code.
+- To Lightning the method looks like the user's own. It reads the code and the arguments of a hook through one level of
+  ``__wrapped__`` (``is_overridden``, ``is_param_in_hook_signature``), so the wrapper points to where the user's method
+  would have pointed. Under ``torch.compile`` only the user's method is compiled.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any, Callable, Optional
+
+import torch
+
+Part = Callable[..., None]
+
+# The woven calls under way, as (id of the instance, guard).
+_running: set[tuple[int, str]] = set()
+
+
+def weave(
+    cls: type, name: str, *, before: Optional[Part] = None, after: Optional[Part] = None, step: bool = False
+) -> None:
+    """Run ``before(self, *args, **kwargs)`` ahead of ``cls.<name>`` and ``after(self, output, args, kwargs)`` behind.
+
+    Args:
+        cls: the class; nothing happens where it has no such method.
+        name: the method's name.
+        before: called with the method's own arguments.
+        after: called with what the method returned and its arguments, still packed. Not called when it raised.
+        step: the method may call, or be called by, another step; together they count as one call.
+    """
+    method = getattr(cls, name, None)
+    if method is None or getattr(method, "_woven", None) is method:
+        return
+    guard = "step" if step else name
+
+    def woven(self: Any, *args: Any, **kwargs: Any) -> Any:
+        call = (id(self), guard)
+        if call in _running:
+            return method(self, *args, **kwargs)
+        _running.add(call)
+        try:
+            if before is not None:
+                before(self, *args, **kwargs)
+            output = method(self, *args, **kwargs)
+            if after is not None:
+                after(self, output, args, kwargs)
+        finally:
+            _running.discard(call)
+        return output
+
+    functools.update_wrapper(woven, method)
+    if step:
+        woven = torch.compiler.disable(woven, recursive=False)
+    vars(woven).update(
+        __wrapped__=getattr(method, "__wrapped__", method), __signature__=inspect.signature(method), _woven=woven
+    )
+    setattr(cls, name, woven)

@@ -1,0 +1,311 @@
+"""`EpochLossMixin`: what a user inherits, reads and overrides. The one file that knows Lightning."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Optional, Union
+
+import torch
+from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from epoch_mixin._hooks import Part, weave
+from epoch_mixin._outputs import batch_size, checked_weight, losses_in, why_missing
+from epoch_mixin._recorder import OpenEpoch, Recorder
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Where a checkpoint keeps the record.
+_RECORD = "epoch_mixin"
+# What Lightning calls the stages while `fit` runs (`RunningStage` of `trainer/states.py`).
+_RUNNING_STAGE = {"train": "train", "val": "validate"}
+
+
+class EpochLossMixin:
+    """Records the mean loss of every epoch of a ``LightningModule``.
+
+    .. code-block:: python
+
+        class LitModel(EpochLossMixin, pl.LightningModule): ...
+
+        trainer.fit(model)
+        model.epoch_losses  # [1.913, 0.842, 0.511]
+
+    Every loss that ``training_step`` or ``validation_step`` returns is recorded, and nothing else about the module
+    changes. The mean of an epoch is ``sum(weight x loss) / sum(weight)`` over its steps on all ranks, in float64.
+
+    Attributes:
+        epoch_loss_keys: which losses of a dict output to record, a tuple of strings. A bare tensor is ``"loss"``.
+    """
+
+    epoch_loss_keys: tuple[str, ...] = ("loss",)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _check_keys(cls.epoch_loss_keys, cls.__name__)
+        # TorchScript would compile the properties.
+        unused = getattr(cls, "__jit_unused_properties__", [])
+        cls.__jit_unused_properties__ = [*unused, "epoch_losses", "epoch_history"]  # type: ignore[attr-defined]
+        weave(cls, "training_step", after=_record("train"), step=True)
+        weave(cls, "validation_step", after=_record("val"), step=True)
+        weave(cls, "test_step", step=True)
+        weave(cls, "predict_step", step=True)
+        weave(cls, "setup", before=_forget_interrupted)
+        weave(cls, "on_train_start", before=_begin_training)
+        weave(cls, "on_train_epoch_start", before=_begin_training)
+        weave(cls, "on_train_epoch_end", before=_end_training)
+        weave(cls, "on_validation_epoch_start", before=_begin_validation)
+        weave(cls, "on_validation_epoch_end", before=_end_validation)
+        weave(cls, "on_fit_end", before=_end_skipped)
+        weave(cls, "on_save_checkpoint", before=_save)
+        weave(cls, "on_load_checkpoint", before=_load)
+        weave(cls, "teardown", after=_send_home)
+        weave(cls, "load_state_dict", before=_come_home)
+
+    # Made when first needed, so that the mixin has no ``__init__`` that a user could forget to call.
+    @functools.cached_property
+    def _epoch_recorder(self) -> Recorder:
+        return Recorder(type(self).__name__)
+
+    @property
+    def epoch_losses(self) -> list[float]:
+        """Mean training loss of every ended epoch, in the loss's own unit; the index is the epoch.
+
+        The list at ``epoch_history["loss"]``, the same object. A second ``fit`` goes on appending;
+        ``epoch_losses.clear()`` starts afresh. NaN where no step of an epoch gave a loss.
+        """
+        return self.epoch_history.setdefault("loss", [])
+
+    @property
+    def epoch_history(self) -> dict[str, list[float]]:
+        """The means of all ended epochs by key, named as Keras does: ``"loss"``, ``"val_loss"``, ``"kl"``, ``"val_kl"``.
+
+        Training keys have one value an epoch, validation keys one for each validation run inside ``fit``.
+        """
+        return self._epoch_recorder.history
+
+    def running_epoch_loss(self, key: str = "loss") -> Tensor:
+        """The mean so far of the open training epoch on this rank.
+
+        Returns:
+            A float64 tensor without dimensions, detached, on the device of the losses; reading it does not wait for the
+            device. NaN before the epoch's first step, and again once the epoch has ended.
+
+        Raises:
+            ValueError: ``key`` is not one of ``epoch_loss_keys``.
+        """
+        if key not in self.epoch_loss_keys:
+            raise ValueError(f"{key!r} is not among {type(self).__name__}.epoch_loss_keys = {self.epoch_loss_keys!r}")
+        epoch = self._epoch_recorder.open.get("train", OpenEpoch())
+        return epoch.mean(key)
+
+    def epoch_loss_weight(self, batch: Any) -> Union[float, Tensor]:
+        """How much a step with this batch counts in its epoch's mean; override to weigh by tokens, nodes, pixels.
+
+        Args:
+            batch: what the step was given. For a step that takes a ``dataloader_iter``, the batch it fetched last.
+
+        Returns:
+            A number that is finite and not negative; or such a tensor with one element, which is never read while the
+            epoch runs. The default is the batch size that ``self.log`` would infer, 1 (and a warning) if there is none.
+        """
+        try:
+            size = batch_size(batch)
+        except Exception:  # whatever a batch of unknown making may raise when it is looked through
+            size = None
+        if size is None:
+            self._epoch_recorder.warn_once(
+                "epoch_loss_weight",
+                f": found no tensor in a {type(batch).__name__} that tells the batch size, so its step counts 1 in the"
+                " epoch's mean; override `epoch_loss_weight` to say how much it counts",
+            )
+            return 1
+        return size
+
+    def plot_epoch_losses(self, ax: Optional[Axes] = None) -> tuple[Figure, Axes]:
+        """Draw the history: training at its epochs, validation at the epochs it belongs to.
+
+        Args:
+            ax: where to draw; by default a new figure. Only this axes is touched, and nothing is shown.
+
+        Returns:
+            The figure and the axes.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        from epoch_mixin._plot import plot
+
+        return plot(self.epoch_history, self._epoch_recorder.val_epochs, ax)
+
+
+def _check_keys(keys: Any, owner: str) -> None:
+    if not (isinstance(keys, tuple) and keys and all(isinstance(key, str) for key in keys)):
+        raise TypeError(f'{owner}.epoch_loss_keys must be a tuple of strings such as ("loss",), not {keys!r}')
+    names = [*keys, *("val_" + key for key in keys)]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{owner}.epoch_loss_keys has keys that share a name in the history: {keys!r}")
+
+
+def _running_trainer(module: Any) -> Any:
+    """The Trainer that is at work on the module, if there is one."""
+    trainer = module.__dict__.get("_trainer")
+    # The stage is None while a Trainer rests, and no string if a test has put a mock in its place.
+    return trainer if trainer is not None and isinstance(trainer.state.stage, str) else None
+
+
+def _fits(module: Any) -> bool:
+    """Whether the history may change: always, unless a Trainer is at work on something else than ``fit``."""
+    trainer = _running_trainer(module)
+    return trainer is None or trainer.state.fn.value == "fit"
+
+
+def _writes(module: Any, stage: str) -> bool:
+    """Whether the stage is under way: as Lightning says, or, without a Trainer at work, as the caller does."""
+    trainer = _running_trainer(module)
+    if trainer is None:
+        return True
+    return trainer.state.stage.value == _RUNNING_STAGE[stage] and trainer.state.fn.value == "fit"
+
+
+def _record(stage: str) -> Part:
+    def record(module: Any, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not _writes(module, stage):
+            return
+        recorder = module._epoch_recorder
+        epoch = recorder.open.get(stage) or _open(module, stage)
+        keys = module.epoch_loss_keys
+        losses = losses_in(output, keys)
+        if losses:
+            batch = args[0] if args else kwargs.get("batch", next(iter(kwargs.values()), None))
+            if hasattr(type(batch), "__next__"):
+                # Lightning's iterator over a dataloader remembers what it gave (`loops/fetchers.py`).
+                batch = getattr(getattr(batch, "data_fetcher", None), "_batch", batch)
+            weight = module.epoch_loss_weight(batch)
+            if type(weight) is not int or weight < 0:
+                weight = checked_weight(weight, recorder.owner)
+            epoch.add(losses, weight)
+        if len(losses) < len(keys) and stage == "train":
+            _warn_of_missing(module, output, losses)
+
+    return record
+
+
+def _warn_of_missing(module: Any, output: Any, losses: Mapping[str, Tensor]) -> None:
+    for key in module.epoch_loss_keys:
+        reason = None if key in losses else why_missing(output, key)
+        if reason is not None:
+            module._epoch_recorder.warn_once(key, f".training_step: no {key!r} is recorded where it {reason}")
+
+
+def _open(module: Any, stage: str, mark: Optional[int] = None) -> OpenEpoch:
+    _check_keys(module.epoch_loss_keys, type(module).__name__)
+    epoch = module._epoch_recorder.open[stage] = OpenEpoch(mark)
+    return epoch
+
+
+def _begin(module: Any, stage: str, mark: Optional[int]) -> None:
+    """Open an epoch, unless it is the one that a checkpoint brought, and is to go on.
+
+    Lightning may skip the end hooks of an epoch that it resumes on its last batch (`_FitLoop.reset`), and the start
+    hook of the epoch after it. A mark that has moved on tells so.
+    """
+    epoch = module._epoch_recorder.open.get(stage)
+    if epoch is not None and epoch.mark is not None and mark is not None:
+        if epoch.mark == mark:
+            return
+        _end(module, stage)
+    _open(module, stage, mark)
+
+
+def _begin_training(module: Any, *args: Any, **kwargs: Any) -> None:
+    if _writes(module, "train"):
+        trainer = _running_trainer(module)
+        _begin(module, "train", trainer.current_epoch if trainer else None)
+
+
+def _begin_validation(module: Any, *args: Any, **kwargs: Any) -> None:
+    if _writes(module, "val"):
+        trainer = _running_trainer(module)
+        _begin(module, "val", trainer.global_step if trainer else None)
+
+
+def _end(module: Any, stage: str) -> None:
+    recorder = module._epoch_recorder
+    if stage == "train" and "val" in recorder.open and recorder.open["val"].mark is not None:
+        _end(module, "val")
+    recorder.close(stage, module.epoch_loss_keys, functools.partial(_sum_over_ranks, module))
+
+
+def _end_training(module: Any, *args: Any, **kwargs: Any) -> None:
+    if _writes(module, "train"):
+        _end(module, "train")
+
+
+def _end_validation(module: Any, *args: Any, **kwargs: Any) -> None:
+    if _writes(module, "val"):
+        _end(module, "val")
+
+
+def _end_skipped(module: Any, *args: Any, **kwargs: Any) -> None:
+    """End what a checkpoint brought if there was nothing left to train, so that no hook of its epoch ran."""
+    for stage in ("val", "train"):
+        epoch = module._epoch_recorder.open.get(stage)
+        if epoch is not None and epoch.mark is not None and epoch.brought:
+            _end(module, stage)
+
+
+def _forget_interrupted(module: Any, *args: Any, **kwargs: Any) -> None:
+    """Drop what an interrupted `fit` left open. A checkpoint to go on from is loaded after this."""
+    if _running_trainer(module) is not None and _fits(module):
+        module._epoch_recorder.open.clear()
+
+
+def _world_size(module: Any) -> int:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 1
+    runner = module.__dict__.get("_trainer") or module.__dict__.get("_fabric") or torch.distributed.group.WORLD
+    return int(runner.world_size) if hasattr(runner, "world_size") else torch.distributed.get_world_size()
+
+
+def _sum_over_ranks(module: Any, totals: Tensor) -> Tensor:
+    if _world_size(module) == 1:
+        return totals
+    return torch.stack(gather_all_tensors(totals.to(module.device))).sum(dim=0)
+
+
+def _save(module: Any, checkpoint: dict[str, Any], *args: Any) -> None:
+    reduce = functools.partial(_sum_over_ranks, module)
+    checkpoint[_RECORD] = module._epoch_recorder.state(module.epoch_loss_keys, reduce)
+
+
+def _load(module: Any, checkpoint: dict[str, Any], *args: Any) -> None:
+    if _RECORD in checkpoint and _fits(module):
+        try:
+            module._epoch_recorder.load(checkpoint[_RECORD])
+        except ValueError as error:
+            raise ValueError(f"{type(module).__name__}: checkpoint[{_RECORD!r}] is damaged: {error}") from None
+
+
+def _send_home(module: Any, *args: Any) -> None:
+    """Send the history home from a worker that Lightning has spawned or forked.
+
+    All that leaves such a worker is the module's ``state_dict()``, taken once after this last hook, for the process
+    that called ``fit`` to load (`strategies/launchers/multiprocessing.py`). The record travels in it.
+    """
+    trainer = _running_trainer(module)
+    if trainer is not None and _fits(module) and hasattr(trainer.strategy.launcher, "_start_method"):
+        module.register_state_dict_post_hook(_enclose_record)
+
+
+def _enclose_record(module: Any, state_dict: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    if not prefix:
+        state_dict[_RECORD] = module._epoch_recorder.state(module.epoch_loss_keys, lambda totals: totals)
+
+
+def _come_home(module: Any, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+    if _RECORD in state_dict:
+        module._epoch_recorder.load(state_dict[_RECORD])
