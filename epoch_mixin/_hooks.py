@@ -17,19 +17,22 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import Any, Callable, Optional
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 Part = Callable[..., None]
 
+# What `torch.compile` has set to watch the frames that run. If there is such a thing, the mixin's part must be hidden from
+# it, which costs half as much as recording itself. Older versions of torch cannot tell, and always pay.
+_watching: Callable[[], Any] = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", lambda: True)
+
 # The woven calls under way, as (id of the instance, guard).
 _running: set[tuple[int, str]] = set()
 
 
-def weave(
-    cls: type, name: str, *, before: Optional[Part] = None, after: Optional[Part] = None, step: bool = False
-) -> None:
+def weave(cls: type, name: str, *, before: Part | None = None, after: Part | None = None, step: bool = False) -> None:
     """Run ``before(self, *args, **kwargs)`` ahead of ``cls.<name>`` and ``after(self, output, args, kwargs)`` behind.
 
     Args:
@@ -54,14 +57,16 @@ def weave(
                 before(self, *args, **kwargs)
             output = method(self, *args, **kwargs)
             if after is not None:
-                after(self, output, args, kwargs)
+                (after if _watching() is None else hidden)(self, output, args, kwargs)
         finally:
             _running.discard(call)
         return output
 
+    hidden: Any = after
     functools.update_wrapper(woven, method)
     if step:
-        woven = torch.compiler.disable(woven, recursive=False)
+        hidden = torch.compiler.disable(after)  # type: ignore[no-untyped-call]
+        woven = torch.compiler.disable(woven, recursive=False)  # type: ignore[no-untyped-call]
     vars(woven).update(
         __wrapped__=getattr(method, "__wrapped__", method), __signature__=inspect.signature(method), _woven=woven
     )

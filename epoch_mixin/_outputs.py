@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from numbers import Real
-from typing import Any, Optional, Union
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def batch_size(batch: Any) -> Optional[int]:
+def batch_size(batch: Any) -> int | None:
     """The batch size that ``self.log`` would infer: the length of the first tensor, 1 if that has no dimensions.
 
     Follows ``extract_batch_size`` of Lightning (``pytorch_lightning/utilities/data.py``), but stops at the first tensor
@@ -28,7 +28,8 @@ def batch_size(batch: Any) -> Optional[int]:
     elif isinstance(batch, Iterable):
         items = () if isinstance(batch, (str, bytes, Iterator)) else batch
     else:
-        items = [getattr(batch, field.name) for field in fields(batch)] if is_dataclass(batch) else ()
+        is_instance = is_dataclass(batch) and not isinstance(batch, type)
+        items = [getattr(batch, field.name) for field in fields(batch)] if is_instance else ()
     for item in items:
         size = batch_size(item)
         if size is not None:
@@ -55,7 +56,7 @@ def losses_in(output: Any, keys: tuple[str, ...]) -> dict[str, Tensor]:
     return losses
 
 
-def why_missing(output: Any, key: str) -> Optional[str]:
+def why_missing(output: Any, key: str) -> str | None:
     """Why `losses_in` found no such loss, for a message; ``None`` if the step meant to give none."""
     if output is None:
         return None
@@ -72,7 +73,7 @@ def why_missing(output: Any, key: str) -> Optional[str]:
     return f"returned no real scalar for it but a {type(loss).__name__}{shape}"
 
 
-def checked_weight(weight: Any, owner: str) -> Union[float, Tensor]:
+def checked_weight(weight: Any, owner: str) -> float | Tensor:
     """Return what ``owner.epoch_loss_weight`` gave in a form that can be kept, or raise.
 
     Whether a tensor is negative or not finite shows when its epoch ends: to look now would wait for the device.
@@ -80,9 +81,11 @@ def checked_weight(weight: Any, owner: str) -> Union[float, Tensor]:
     if isinstance(weight, Tensor):
         if weight.numel() != 1 or weight.is_complex():
             raise TypeError(f"{owner}.epoch_loss_weight must return one number, not a tensor of {tuple(weight.shape)}")
-        return weight.detach().clone().reshape(())
+        copy = weight.detach().clone() if weight.requires_grad else weight.clone()
+        return copy.reshape(()) if copy.ndim else copy
     if not isinstance(weight, Real):
         raise TypeError(f"{owner}.epoch_loss_weight must return a number, not {weight!r}")
-    if not 0 <= weight < math.inf:
-        raise ValueError(f"{owner}.epoch_loss_weight must return a finite number not below zero, not {weight!r}")
-    return float(weight)
+    number = float(weight)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{owner}.epoch_loss_weight must return a finite number not below zero, not {number}")
+    return number

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import Any, Callable, Optional, Union
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,14 +13,14 @@ from torchmetrics.utilities import rank_zero_warn
 
 from epoch_mixin._mean import ExactMean
 
-Weight = Union[float, Tensor]
+Weight: TypeAlias = "float | Tensor"
 Totals = dict[str, tuple[float, float]]
 # Takes this rank's totals, one row a key, and returns those of all ranks.
 Reduce = Callable[[Tensor], Tensor]
 
 _PREFIX = {"train": "", "val": "val_"}
 
-# Recording a step costs two operators and taking in all that wait some fifteen; at this number the fifteen hardly count.
+# Recording a step costs two operators, taking in all that wait a dozen more; at this number the dozen hardly count.
 _WAITING = 64
 
 
@@ -34,7 +34,7 @@ class OpenEpoch:
         brought: the totals over all ranks of steps that were made before a checkpoint.
     """
 
-    def __init__(self, mark: Optional[int] = None, brought: Optional[Totals] = None) -> None:
+    def __init__(self, mark: int | None = None, brought: Totals | None = None) -> None:
         self.mark = mark
         self.brought = brought or {}
         self._means: dict[str, ExactMean] = {}
@@ -63,7 +63,7 @@ class OpenEpoch:
         none = torch.zeros(2, dtype=torch.float64, device=device)
         rows = reduce(torch.stack([none if pair is None else pair.to(device) for pair in pairs])).tolist()
         before = [self.brought.get(key, (0.0, 0.0)) for key in keys]
-        return {key: (a[0] + b[0], a[1] + b[1]) for key, a, b in zip(keys, rows, before)}
+        return {key: (a[0] + b[0], a[1] + b[1]) for key, a, b in zip(keys, rows, before, strict=True)}
 
     def _take_in(self) -> None:
         waiting, self._waiting = self._waiting, []

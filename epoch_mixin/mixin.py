@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Optional, Union
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from epoch_mixin._hooks import Part, weave
+from epoch_mixin._hooks import weave
 from epoch_mixin._outputs import batch_size, checked_weight, losses_in, why_missing
 from epoch_mixin._recorder import OpenEpoch, Recorder
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 _RECORD = "epoch_mixin"
 # What Lightning calls the stages while `fit` runs (`RunningStage` of `trainer/states.py`).
 _RUNNING_STAGE = {"train": "train", "val": "validate"}
+# What tells an epoch of a stage from the next, before a resume and after.
+_MARK = {"train": "current_epoch", "val": "global_step"}
 
 
 class EpochLossMixin:
@@ -49,24 +51,24 @@ class EpochLossMixin:
         # TorchScript would compile the properties.
         unused = getattr(cls, "__jit_unused_properties__", [])
         cls.__jit_unused_properties__ = [*unused, "epoch_losses", "epoch_history"]  # type: ignore[attr-defined]
-        weave(cls, "training_step", after=_record("train"), step=True)
-        weave(cls, "validation_step", after=_record("val"), step=True)
+        weave(cls, "training_step", after=partial(_record, "train"), step=True)
+        weave(cls, "validation_step", after=partial(_record, "val"), step=True)
         weave(cls, "test_step", step=True)
         weave(cls, "predict_step", step=True)
         weave(cls, "setup", before=_forget_interrupted)
-        weave(cls, "on_train_start", before=_begin_training)
-        weave(cls, "on_train_epoch_start", before=_begin_training)
-        weave(cls, "on_train_epoch_end", before=_end_training)
-        weave(cls, "on_validation_epoch_start", before=_begin_validation)
-        weave(cls, "on_validation_epoch_end", before=_end_validation)
-        weave(cls, "on_fit_end", before=_end_skipped)
+        weave(cls, "on_train_start", before=partial(_begin, "train"))
+        weave(cls, "on_train_epoch_start", before=partial(_begin, "train"))
+        weave(cls, "on_train_epoch_end", before=partial(_end, "train"))
+        weave(cls, "on_validation_epoch_start", before=partial(_begin, "val"))
+        weave(cls, "on_validation_epoch_end", before=partial(_end, "val"))
+        weave(cls, "on_fit_end", before=partial(_close_brought, "train"))
         weave(cls, "on_save_checkpoint", before=_save)
         weave(cls, "on_load_checkpoint", before=_load)
         weave(cls, "teardown", after=_send_home)
         weave(cls, "load_state_dict", before=_come_home)
 
     # Made when first needed, so that the mixin has no ``__init__`` that a user could forget to call.
-    @functools.cached_property
+    @cached_property
     def _epoch_recorder(self) -> Recorder:
         return Recorder(type(self).__name__)
 
@@ -81,7 +83,7 @@ class EpochLossMixin:
 
     @property
     def epoch_history(self) -> dict[str, list[float]]:
-        """The means of all ended epochs by key, named as Keras does: ``"loss"``, ``"val_loss"``, ``"kl"``, ``"val_kl"``.
+        """The means of all ended epochs by key, named as Keras does: ``"loss"``, ``"val_loss"``.
 
         Training keys have one value an epoch, validation keys one for each validation run inside ``fit``.
         """
@@ -102,7 +104,7 @@ class EpochLossMixin:
         epoch = self._epoch_recorder.open.get("train", OpenEpoch())
         return epoch.mean(key)
 
-    def epoch_loss_weight(self, batch: Any) -> Union[float, Tensor]:
+    def epoch_loss_weight(self, batch: Any) -> float | Tensor:
         """How much a step with this batch counts in its epoch's mean; override to weigh by tokens, nodes, pixels.
 
         Args:
@@ -125,7 +127,7 @@ class EpochLossMixin:
             return 1
         return size
 
-    def plot_epoch_losses(self, ax: Optional[Axes] = None) -> tuple[Figure, Axes]:
+    def plot_epoch_losses(self, ax: Axes | None = None) -> tuple[Figure, Axes]:
         """Draw the history: training at its epochs, validation at the epochs it belongs to.
 
         Args:
@@ -153,14 +155,16 @@ def _check_keys(keys: Any, owner: str) -> None:
 def _running_trainer(module: Any) -> Any:
     """The Trainer that is at work on the module, if there is one."""
     trainer = module.__dict__.get("_trainer")
-    # The stage is None while a Trainer rests, and no string if a test has put a mock in its place.
-    return trainer if trainer is not None and isinstance(trainer.state.stage, str) else None
+    if trainer is None:
+        return None
+    # There is no stage while a Trainer rests, nor a true one where a test has put a mock in its place.
+    return trainer if isinstance(getattr(getattr(trainer, "state", None), "stage", None), str) else None
 
 
 def _fits(module: Any) -> bool:
     """Whether the history may change: always, unless a Trainer is at work on something else than ``fit``."""
     trainer = _running_trainer(module)
-    return trainer is None or trainer.state.fn.value == "fit"
+    return trainer is None or bool(trainer.state.fn.value == "fit")
 
 
 def _writes(module: Any, stage: str) -> bool:
@@ -168,30 +172,29 @@ def _writes(module: Any, stage: str) -> bool:
     trainer = _running_trainer(module)
     if trainer is None:
         return True
-    return trainer.state.stage.value == _RUNNING_STAGE[stage] and trainer.state.fn.value == "fit"
+    return bool(trainer.state.stage.value == _RUNNING_STAGE[stage] and trainer.state.fn.value == "fit")
 
 
-def _record(stage: str) -> Part:
-    def record(module: Any, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not _writes(module, stage):
-            return
-        recorder = module._epoch_recorder
-        epoch = recorder.open.get(stage) or _open(module, stage)
-        keys = module.epoch_loss_keys
-        losses = losses_in(output, keys)
-        if losses:
-            batch = args[0] if args else kwargs.get("batch", next(iter(kwargs.values()), None))
-            if hasattr(type(batch), "__next__"):
-                # Lightning's iterator over a dataloader remembers what it gave (`loops/fetchers.py`).
-                batch = getattr(getattr(batch, "data_fetcher", None), "_batch", batch)
-            weight = module.epoch_loss_weight(batch)
-            if type(weight) is not int or weight < 0:
-                weight = checked_weight(weight, recorder.owner)
-            epoch.add(losses, weight)
-        if len(losses) < len(keys) and stage == "train":
-            _warn_of_missing(module, output, losses)
-
-    return record
+def _record(stage: str, module: Any, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if not _writes(module, stage):
+        return
+    recorder = module._epoch_recorder
+    epoch = recorder.open.get(stage) or _open(stage, module)
+    if stage == "val" and isinstance(output, Tensor) and output.ndim:
+        return  # with one element it is rather the prediction for a batch of one than a loss
+    keys = module.epoch_loss_keys
+    losses = losses_in(output, keys)
+    if losses:
+        batch = args[0] if args else kwargs.get("batch", next(iter(kwargs.values()), None))
+        if hasattr(type(batch), "__next__"):
+            # Lightning's iterator over a dataloader remembers what it gave (`loops/fetchers.py`).
+            batch = getattr(getattr(batch, "data_fetcher", None), "_batch", batch)
+        weight = module.epoch_loss_weight(batch)
+        if type(weight) is not int or weight < 0:
+            weight = checked_weight(weight, recorder.owner)
+        epoch.add(losses, weight)
+    if len(losses) < len(keys) and stage == "train":  # what validation returns need not be a loss
+        _warn_of_missing(module, output, losses)
 
 
 def _warn_of_missing(module: Any, output: Any, losses: Mapping[str, Tensor]) -> None:
@@ -201,61 +204,46 @@ def _warn_of_missing(module: Any, output: Any, losses: Mapping[str, Tensor]) -> 
             module._epoch_recorder.warn_once(key, f".training_step: no {key!r} is recorded where it {reason}")
 
 
-def _open(module: Any, stage: str, mark: Optional[int] = None) -> OpenEpoch:
+def _open(stage: str, module: Any, mark: int | None = None) -> OpenEpoch:
     _check_keys(module.epoch_loss_keys, type(module).__name__)
     epoch = module._epoch_recorder.open[stage] = OpenEpoch(mark)
     return epoch
 
 
-def _begin(module: Any, stage: str, mark: Optional[int]) -> None:
-    """Open an epoch, unless it is the one that a checkpoint brought, and is to go on.
+def _begin(stage: str, module: Any, *args: Any) -> None:
+    """Open an epoch, unless a checkpoint has brought this very one to go on with.
 
-    Lightning may skip the end hooks of an epoch that it resumes on its last batch (`_FitLoop.reset`), and the start
-    hook of the epoch after it. A mark that has moved on tells so.
+    When Lightning goes on from the last batch of an epoch, it skips the hooks that end the epoch, and the one that
+    starts the next (`_FitLoop.reset` and `on_advance_start`). A mark that has moved on tells so.
     """
+    if not _writes(module, stage):
+        return
+    trainer = _running_trainer(module)
+    mark = getattr(trainer, _MARK[stage]) if trainer is not None else None
     epoch = module._epoch_recorder.open.get(stage)
     if epoch is not None and epoch.mark is not None and mark is not None:
         if epoch.mark == mark:
             return
-        _end(module, stage)
-    _open(module, stage, mark)
+        _close(stage, module)
+    _open(stage, module, mark)
 
 
-def _begin_training(module: Any, *args: Any, **kwargs: Any) -> None:
-    if _writes(module, "train"):
-        trainer = _running_trainer(module)
-        _begin(module, "train", trainer.current_epoch if trainer else None)
+def _end(stage: str, module: Any, *args: Any) -> None:
+    if _writes(module, stage):
+        _close(stage, module)
 
 
-def _begin_validation(module: Any, *args: Any, **kwargs: Any) -> None:
-    if _writes(module, "val"):
-        trainer = _running_trainer(module)
-        _begin(module, "val", trainer.global_step if trainer else None)
+def _close(stage: str, module: Any) -> None:
+    if stage == "train":
+        _close_brought("val", module)
+    module._epoch_recorder.close(stage, module.epoch_loss_keys, partial(_sum_over_ranks, module))
 
 
-def _end(module: Any, stage: str) -> None:
-    recorder = module._epoch_recorder
-    if stage == "train" and "val" in recorder.open and recorder.open["val"].mark is not None:
-        _end(module, "val")
-    recorder.close(stage, module.epoch_loss_keys, functools.partial(_sum_over_ranks, module))
-
-
-def _end_training(module: Any, *args: Any, **kwargs: Any) -> None:
-    if _writes(module, "train"):
-        _end(module, "train")
-
-
-def _end_validation(module: Any, *args: Any, **kwargs: Any) -> None:
-    if _writes(module, "val"):
-        _end(module, "val")
-
-
-def _end_skipped(module: Any, *args: Any, **kwargs: Any) -> None:
-    """End what a checkpoint brought if there was nothing left to train, so that no hook of its epoch ran."""
-    for stage in ("val", "train"):
-        epoch = module._epoch_recorder.open.get(stage)
-        if epoch is not None and epoch.mark is not None and epoch.brought:
-            _end(module, stage)
+def _close_brought(stage: str, module: Any) -> None:
+    """Close what a checkpoint brought and what Lightning found nothing left to do for, so that it ran no end hook."""
+    epoch = module._epoch_recorder.open.get(stage)
+    if epoch is not None and epoch.brought:
+        _close(stage, module)
 
 
 def _forget_interrupted(module: Any, *args: Any, **kwargs: Any) -> None:
@@ -267,8 +255,9 @@ def _forget_interrupted(module: Any, *args: Any, **kwargs: Any) -> None:
 def _world_size(module: Any) -> int:
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return 1
-    runner = module.__dict__.get("_trainer") or module.__dict__.get("_fabric") or torch.distributed.group.WORLD
-    return int(runner.world_size) if hasattr(runner, "world_size") else torch.distributed.get_world_size()
+    # A Trainer on one device does not take part in a group that others have set up around it.
+    trainer = module.__dict__.get("_trainer")
+    return torch.distributed.get_world_size() if trainer is None else int(trainer.world_size)
 
 
 def _sum_over_ranks(module: Any, totals: Tensor) -> Tensor:
@@ -278,7 +267,7 @@ def _sum_over_ranks(module: Any, totals: Tensor) -> Tensor:
 
 
 def _save(module: Any, checkpoint: dict[str, Any], *args: Any) -> None:
-    reduce = functools.partial(_sum_over_ranks, module)
+    reduce = partial(_sum_over_ranks, module)
     checkpoint[_RECORD] = module._epoch_recorder.state(module.epoch_loss_keys, reduce)
 
 
