@@ -24,8 +24,8 @@ import torch
 
 Part = Callable[..., None]
 
-# What `torch.compile` has set to watch the frames that run. If there is such a thing, the mixin's part must be hidden from
-# it, which costs half as much as recording itself. Older versions of torch cannot tell, and always pay.
+# What `torch.compile` has set to watch the frames that run. If there is such a thing, the mixin's part must be hidden
+# from it, which costs half as much as recording itself. Older versions of torch cannot tell, and always pay.
 _watching: Callable[[], Any] = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", lambda: True)
 
 # The woven calls under way, as (id of the instance, guard).
