@@ -1,0 +1,208 @@
+"""What the usual ways to an epoch's mean training loss return, next to the exact mean and to `epoch_losses`.
+
+    python examples/recipes_compared.py 2>/dev/null
+
+Each recipe trains a small classifier of handwritten digits that also keeps the loss of every step. The exact mean is
+`math.fsum` over them, weighted by batch size, and so is independent of Lightning and of this package. The output is a
+table in markdown; nothing in it is typed by hand.
+"""
+
+import math
+import platform
+import statistics
+import tempfile
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+import torchmetrics
+from sklearn.datasets import load_digits
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Subset, TensorDataset
+
+from epoch_mixin import EpochLossMixin
+
+EPOCHS = 2
+
+
+class LitDigits(EpochLossMixin, pl.LightningModule):
+    def __init__(self, samples=203, **log):
+        super().__init__()
+        self.linear = torch.nn.Linear(64, 10)
+        images, labels = load_digits(return_X_y=True)
+        digits = TensorDataset(torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels))
+        self.digits = Subset(digits, range(samples))
+        self.log_arguments = log
+        self.steps = {}  # (epoch, batch size, loss) by number; a step made again after a resume counts once
+
+    def training_step(self, batch, batch_idx):
+        images, labels = batch
+        loss = F.cross_entropy(self.linear(images), labels)
+        number = self.trainer.fit_loop.total_batch_idx
+        self.steps[number] = (self.current_epoch, len(labels), loss.item())
+        self.log("train_loss", loss, **self.log_arguments)
+        return loss
+
+    def train_dataloader(self):
+        return DataLoader(self.digits, batch_size=16, shuffle=True)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.3)
+
+
+def quiet_trainer(**arguments):
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return pl.Trainer(max_epochs=EPOCHS, accelerator="cpu", **{**quiet, **arguments})
+
+
+def exact_mean(steps):
+    """The mean of the last epoch's losses, weighted by batch size."""
+    last = [(size, loss) for epoch, size, loss in steps if epoch == EPOCHS - 1]
+    return math.fsum(size * loss for size, loss in last) / math.fsum(size for size, _ in last)
+
+
+# A recipe returns what it gave for the last epoch, the exact mean, and ours.
+
+
+def final_logged_metrics():
+    """`self.log("train_loss", loss)`, then `trainer.logged_metrics["train_loss"]`"""
+    model, runner = LitDigits(), quiet_trainer()
+    runner.fit(model)
+    return runner.logged_metrics["train_loss"].item(), exact_mean(model.steps.values()), model.epoch_losses[-1]
+
+
+class AppendLoggedMetrics(pl.Callback):
+    def __init__(self):
+        self.losses = []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if "train_loss" in trainer.logged_metrics:
+            self.losses.append(trainer.logged_metrics["train_loss"].item())
+
+
+def callback_with_default_logging(**log):
+    """`self.log("train_loss", loss)`, and a callback that appends `logged_metrics["train_loss"]` at each epoch's end"""
+    model, callback = LitDigits(**log), AppendLoggedMetrics()
+    quiet_trainer(callbacks=[callback]).fit(model)
+    returned = callback.losses[-1] if callback.losses else f"`{callback.losses}`"
+    return returned, exact_mean(model.steps.values()), model.epoch_losses[-1]
+
+
+def callback_with_both():
+    """the same callback, with `self.log("train_loss", loss, on_step=True, on_epoch=True)`"""
+    return callback_with_default_logging(on_step=True, on_epoch=True)
+
+
+class ReadsInTheStep(LitDigits):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if self.global_step == 0:
+            try:
+                self.returned = self.trainer.logged_metrics["train_loss"].item()
+            except KeyError as error:  # anybody's training would end here; ours goes on for the other columns
+                self.returned = f"`{error!r}`"
+        return loss
+
+
+def read_in_the_step():
+    """`self.log("train_loss", loss)`, then `logged_metrics["train_loss"]` in `training_step`"""
+    model = ReadsInTheStep()
+    quiet_trainer().fit(model)
+    return model.returned, exact_mean(model.steps.values()), model.epoch_losses[-1]
+
+
+class AppendOutputs(pl.Callback):
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.losses = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append(outputs["loss"].item())
+
+
+def callback_under_accumulation():
+    """a callback that appends `outputs["loss"]` in `on_train_batch_end`, with `accumulate_grad_batches=4`"""
+    model, callback = LitDigits(), AppendOutputs()
+    quiet_trainer(callbacks=[callback], accumulate_grad_batches=4).fit(model)
+    return statistics.fmean(callback.losses), exact_mean(model.steps.values()), model.epoch_losses[-1]
+
+
+class PowerCut(pl.Callback):
+    """Ends the run in the last epoch's middle, after a checkpoint."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.current_epoch == EPOCHS - 1 and batch_idx == 6:
+            trainer.save_checkpoint(self.path)
+            raise InterruptedError
+
+
+def resumed_in_mid_epoch():
+    """`self.log("train_loss", loss, on_epoch=True)`, resumed from a checkpoint in mid-epoch"""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "last.ckpt"
+        interrupted = LitDigits(on_step=False, on_epoch=True)
+        try:
+            quiet_trainer(callbacks=[PowerCut(path)]).fit(interrupted)
+        except InterruptedError:
+            pass
+        model, runner = LitDigits(on_step=False, on_epoch=True), quiet_trainer()
+        runner.fit(model, ckpt_path=path)
+    steps = {**interrupted.steps, **model.steps}
+    return runner.callback_metrics["train_loss"].item(), exact_mean(steps.values()), model.epoch_losses[-1]
+
+
+class UnequalRanks(LitDigits):
+    def __init__(self, folder):
+        super().__init__(samples=45, on_step=False, on_epoch=True, sync_dist=True)
+        self.folder = Path(folder)
+
+    def train_dataloader(self):
+        mine = range(self.global_rank, len(self.digits), self.trainer.world_size)
+        return DataLoader(Subset(self.digits, mine), batch_size=8, shuffle=True)
+
+    def on_train_end(self):
+        torch.save(list(self.steps.values()), self.folder / f"steps_{self.global_rank}.pt")
+
+
+def two_processes():
+    """`self.log("train_loss", loss, on_epoch=True, sync_dist=True)`, two processes with 23 and 22 samples"""
+    with tempfile.TemporaryDirectory() as folder:
+        model = UnequalRanks(folder)
+        runner = quiet_trainer(strategy="ddp_spawn", devices=2, use_distributed_sampler=False)
+        runner.fit(model)
+        steps = [step for path in Path(folder).iterdir() for step in torch.load(path)]
+    return runner.callback_metrics["train_loss"].item(), exact_mean(steps), model.epoch_losses[-1]
+
+
+RECIPES = [
+    final_logged_metrics,
+    callback_with_default_logging,
+    callback_with_both,
+    read_in_the_step,
+    callback_under_accumulation,
+    resumed_in_mid_epoch,
+    two_processes,
+]
+
+
+def main():
+    print("| recipe | it returns | the exact mean | `epoch_losses[-1]` | the recipe is off by | ours by |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for recipe in RECIPES:
+        pl.seed_everything(0)
+        returned, exact, ours = recipe()
+        off = "no number"
+        if isinstance(returned, float):
+            returned, off = f"{returned:.4f}", f"{(returned - exact) / exact:+.1%}"
+        ours_off = f"{(ours - exact) / exact:+.0e}" if ours != exact else "0"
+        print(f"| {recipe.__doc__} | {returned} | {exact:.4f} | {ours:.4f} | {off} | {ours_off} |")
+    print(
+        f"\nMeasured with pytorch-lightning {pl.__version__}, torchmetrics {torchmetrics.__version__},"
+        f" torch {torch.__version__}, Python {platform.python_version()}."
+    )
+
+
+if __name__ == "__main__":
+    main()
