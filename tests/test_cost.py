@@ -1,0 +1,304 @@
+import gc
+import tracemalloc
+import weakref
+from collections import Counter
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch._dynamo.testing import CompileCounter
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from epoch_mixin import EpochLossMixin
+
+STEPS = 1000
+BATCH = (torch.ones(4, 2), torch.ones(4))
+STAGES = {"train": ("training_step", "on_train_epoch_end"), "val": ("validation_step", "on_validation_epoch_end")}
+
+
+class Operators(TorchDispatchMode):
+    """Counts the tensor operators that run under it, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class HostReads(TorchFunctionMode):
+    """Notes how many numbers each look at the values of a tensor brought to the host."""
+
+    looks = {"item", "tolist", "numpy", "cpu", "equal", "allclose", "is_nonzero", "nonzero"}
+    looks |= {"__bool__", "__float__", "__int__", "__index__", "__array__", "__contains__", "__repr__"}
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func.__name__ in self.looks:
+            self.sizes.append(args[0].numel())
+        return func(*args, **(kwargs or {}))
+
+
+class Plain(pl.LightningModule):
+    """A step that costs one operator a key."""
+
+    keys = ("loss",)
+
+    def losses(self, batch):
+        if self.keys == ("loss",):
+            return batch[0].sum()
+        return {key: batch[0].sum() for key in self.keys}
+
+    def training_step(self, batch, batch_idx):
+        return self.losses(batch)
+
+    def validation_step(self, batch, batch_idx):
+        return self.losses(batch)
+
+
+def recorded(keys=("loss",), weight=None):
+    class Recorded(EpochLossMixin, Plain):
+        epoch_loss_keys = keys
+
+        def epoch_loss_weight(self, batch):
+            return super().epoch_loss_weight(batch) if weight is None else weight
+
+    model = Recorded()
+    model.keys = keys
+    return model
+
+
+def operators_per_step(model, stage="train"):
+    """How many operators a recorded step runs beyond those of the step itself, over a whole epoch."""
+    step, end = STAGES[stage]
+    with Operators() as operators:
+        for batch_idx in range(STEPS):
+            getattr(model, step)(BATCH, batch_idx)
+        getattr(model, end)()
+    return operators.counts.total() / STEPS - len(model.keys)
+
+
+WEIGHTS = [pytest.param(None, id="batch size"), pytest.param(2.5, id="number"), pytest.param(torch.ones(()), id="tensor")]
+
+
+@pytest.mark.parametrize("weight", WEIGHTS[:2])
+@pytest.mark.parametrize("stage", STAGES)
+def test_recording_a_step_takes_at_most_three_operators(stage, weight):
+    assert 0 < operators_per_step(recorded(weight=weight), stage) <= 3
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_further_key_takes_two_operators_and_a_bit(stage):
+    one, eight = (operators_per_step(recorded(keys), stage) for keys in [("loss",), ("loss", *"abcdefg")])
+    assert (eight - one) / 7 <= 2.5
+
+
+def test_a_tensor_weight_takes_at_most_what_a_further_loss_takes():
+    number, tensor = (operators_per_step(recorded(weight=weight)) for weight in (2.5, torch.ones(())))
+    assert tensor - number <= 2.5
+
+
+def test_the_end_of_an_epoch_takes_as_many_operators_after_many_steps_as_after_few():
+    counts = []
+    for steps in (10, STEPS):
+        model = recorded()
+        for batch_idx in range(steps):
+            model.training_step(BATCH, batch_idx)
+        with Operators() as operators:
+            model.on_train_epoch_end()
+        counts.append(operators.counts)
+    assert counts[1].total() <= counts[0].total()
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_step_looks_at_the_values_of_a_tensor(stage, weight):
+    # A meta tensor has no values, so whatever looks at one raises.
+    step, end = STAGES[stage]
+    batch = [tensor.to("meta") for tensor in BATCH]
+    model = recorded(("loss", "kl"), weight.to("meta") if isinstance(weight, torch.Tensor) else weight)
+    for batch_idx in range(STEPS):
+        getattr(model, step)(batch, batch_idx)
+        if batch_idx % 10 == 0:
+            model.running_epoch_loss()
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        getattr(model, end)()
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_epoch_reads_two_numbers_a_key_once_and_at_its_end(stage, weight):
+    step, end = STAGES[stage]
+    model = recorded(("loss", "kl"), weight)
+    with Operators() as operators, HostReads() as reads:
+        for batch_idx in range(STEPS):
+            getattr(model, step)(BATCH, batch_idx)
+            if batch_idx % 10 == 0:
+                model.running_epoch_loss()
+        assert reads.sizes == []
+        getattr(model, end)()
+    assert reads.sizes == [4]
+    assert "_local_scalar_dense" not in operators.counts
+
+
+@pytest.fixture
+def tensors_alive():
+    """Tells how many tensors there are that were not there before the test."""
+    gc.collect()
+    gc.freeze()  # what is frozen is not among gc.get_objects()
+    yield lambda: sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+    gc.unfreeze()
+
+
+def most_alive(model, steps, tensors_alive):
+    most = 0
+    for batch_idx in steps:
+        model.training_step(BATCH, batch_idx)
+        if batch_idx % 101 == 0:  # no divisor of a round number, to meet every phase of a buffer
+            most = max(most, tensors_alive())
+    return most
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_the_tensors_alive_do_not_grow_with_the_steps(weight, tensors_alive):
+    model = recorded(("loss", "kl"), weight)
+    most_alive(model, range(200), tensors_alive)
+    few, many = (most_alive(model, steps, tensors_alive) for steps in (range(10_000), range(10_000, 20_000)))
+    assert 0 < many <= few < 1000
+
+
+def test_memory_does_not_grow_with_the_steps():
+    model = recorded(("loss", "kl"))
+    peaks = []
+    tracemalloc.start()
+    for steps in (5_000, 1_000, 10_000):  # the first for Python's own stores to fill
+        tracemalloc.reset_peak()
+        for batch_idx in range(steps):
+            model.training_step(BATCH, batch_idx)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+    tracemalloc.stop()
+    assert peaks[2] - peaks[1] < 9_000  # less than a byte a step
+
+
+def test_tensors_are_freed_when_an_epoch_ends(tensors_alive):
+    model = recorded(("loss", "kl"))
+    for epoch in range(3):
+        for batch_idx in range(100):
+            model.training_step(BATCH, batch_idx)
+            model.validation_step(BATCH, batch_idx)
+        assert tensors_alive() > 0
+        model.on_validation_epoch_end()
+        model.on_train_epoch_end()
+        gc.collect()
+        assert tensors_alive() == 0
+
+
+class Saved:
+    """A tensor that a graph has saved for its backward pass."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_no_graph_is_kept_alive(weight):
+    class Recorded(EpochLossMixin, pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+        def training_step(self, batch, batch_idx):
+            return (batch[0] * self.scale).square().sum()
+
+        def epoch_loss_weight(self, batch):
+            return super().epoch_loss_weight(batch) if weight is None else self.scale * weight
+
+    saved = []
+
+    def pack(tensor):
+        kept = Saved(tensor)
+        saved.append(weakref.ref(kept))
+        return kept
+
+    model = Recorded()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
+        for batch_idx in range(10):
+            loss = model.training_step(BATCH, batch_idx)
+    assert [ref for ref in saved if ref() is not None]
+    del loss
+    assert not [ref for ref in saved if ref() is not None]
+
+
+class Compiled(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch[0]).square().sum()
+
+
+class CompiledAndRecorded(EpochLossMixin, Compiled):
+    pass
+
+
+class Calling(Compiled):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * 2
+
+
+class RecordedCalling(CompiledAndRecorded):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * 2
+
+
+def graphs(model, compile):
+    """How many graphs there are after the first steps, and after many."""
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    step = compile(model, counter)
+    counts = []
+    for steps in (2, 200):
+        for batch_idx in range(steps):
+            step(BATCH)
+        counts.append(counter.frame_count)
+    return counts
+
+
+def compiled_step(model, backend, fullgraph=False):
+    step = torch.compile(model.training_step, backend=backend, fullgraph=fullgraph)
+    return lambda batch: step(batch, 0)
+
+
+def compiled_without_break(model, backend):
+    return compiled_step(model, backend, fullgraph=True)
+
+
+def compiled_loop(model, backend):
+    return torch.compile(lambda batch: model.training_step(batch, 0) * 2, backend=backend)
+
+
+@pytest.mark.parametrize("compile", [compiled_step, compiled_without_break, compiled_loop])
+def test_a_compiled_step_has_at_most_one_more_graph(compile):
+    bare = graphs(Compiled(), compile)
+    model = CompiledAndRecorded()
+    first, last = graphs(model, compile)
+    assert bare[0] == bare[1] > 0
+    assert first <= bare[0] + 1
+    assert last == first
+    model.on_train_epoch_end()
+    assert len(model.epoch_losses) == 1
+
+
+def test_a_compiled_step_that_calls_its_parents_has_at_most_one_more_graph():
+    bare = graphs(Calling(), compiled_step)
+    first, last = graphs(RecordedCalling(), compiled_step)
+    assert bare[0] == bare[1] > 0
+    assert first <= bare[0] + 1
+    assert last == first
