@@ -45,8 +45,7 @@ class ExactMean(MeanMetric):
         if {int, float}.issuperset(map(type, values)):
             # Without waiting for the device to be ready for it.
             return torch.tensor(values, dtype=torch.float64).to(device, non_blocking=True)
-        try:
-            vector = torch.stack(values)
-        except (RuntimeError, TypeError):  # several devices, or numbers among the tensors
-            vector = torch.stack([torch.as_tensor(value, device=device) for value in values])
-        return vector.to(device).to(torch.float64)
+        if len({getattr(value, "dtype", None) for value in values}) > 1 or len({value.device for value in values}) > 1:
+            # Stacked as they are, some would be rounded to the type of others.
+            values = [torch.as_tensor(value, device=device).to(torch.float64) for value in values]
+        return torch.stack(values).to(device).to(torch.float64)

@@ -47,6 +47,8 @@ def losses_in(output: Any, keys: tuple[str, ...]) -> dict[str, Tensor]:
     for key in keys:
         loss = output.get(key)
         if isinstance(loss, Tensor):
+            if type(loss) is not Tensor and hasattr(loss, "full_tensor"):
+                loss = loss.full_tensor()  # a DTensor, which is the same on every rank of its mesh
             if loss.numel() == 1 and not loss.is_complex():
                 # A copy, for the memory of an output may be written again: by the user, or by a replayed CUDA graph.
                 loss = loss.detach().clone()

@@ -99,6 +99,14 @@ class Recorder:
             self._warned.add(topic)
             rank_zero_warn(f"{self.owner}{message}", UserWarning)
 
+    def begin(self, stage: str, keys: tuple[str, ...], mark: int | None = None) -> OpenEpoch:
+        """Open an epoch in place of one that may be open."""
+        if stage == "train":
+            for key in keys:  # now, for validation ends first and would come before them
+                self.history.setdefault(key, [])
+        epoch = self.open[stage] = OpenEpoch(mark)
+        return epoch
+
     def close(self, stage: str, keys: tuple[str, ...], reduce: Reduce) -> None:
         """End the stage's epoch and write its means into the history.
 

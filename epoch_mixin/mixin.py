@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -44,9 +44,11 @@ class EpochLossMixin:
     """
 
     epoch_loss_keys: tuple[str, ...] = ("loss",)
+    _epoch_losses_woven_into: type | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        cls._epoch_losses_woven_into = cls
         _check_keys(cls.epoch_loss_keys, cls.__name__)
         # TorchScript would compile the properties.
         unused = getattr(cls, "__jit_unused_properties__", [])
@@ -70,6 +72,11 @@ class EpochLossMixin:
     # Made when first needed, so that the mixin has no ``__init__`` that a user could forget to call.
     @cached_property
     def _epoch_recorder(self) -> Recorder:
+        if self._epoch_losses_woven_into is not type(self):
+            raise TypeError(
+                f"{type(self).__name__} was made without EpochLossMixin taking part: one of its bases has an"
+                " `__init_subclass__` that does not call `super().__init_subclass__()`"
+            )
         return Recorder(type(self).__name__)
 
     @property
@@ -206,8 +213,7 @@ def _warn_of_missing(module: Any, output: Any, losses: Mapping[str, Tensor]) -> 
 
 def _open(stage: str, module: Any, mark: int | None = None) -> OpenEpoch:
     _check_keys(module.epoch_loss_keys, type(module).__name__)
-    epoch = module._epoch_recorder.open[stage] = OpenEpoch(mark)
-    return epoch
+    return cast(OpenEpoch, module._epoch_recorder.begin(stage, module.epoch_loss_keys, mark))
 
 
 def _begin(stage: str, module: Any, *args: Any) -> None:

@@ -2,8 +2,8 @@
 
     python examples/early_stopping.py
 
-The module's own `on_train_epoch_end` already finds the epoch in `epoch_losses`, and what it logs there reaches all three
-in the same epoch. Validation goes the same way, from `epoch_history["val_loss"][-1]`.
+The module's own `on_train_epoch_end` already finds the epoch in `epoch_losses`, and what it logs there reaches all
+three in the same epoch. Validation goes the same way, from `epoch_history["val_loss"][-1]`.
 """
 
 import argparse

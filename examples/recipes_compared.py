@@ -51,8 +51,15 @@ class LitDigits(EpochLossMixin, pl.LightningModule):
 
 
 def quiet_trainer(**arguments):
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    return pl.Trainer(max_epochs=EPOCHS, accelerator="cpu", **{**quiet, **arguments})
+    return pl.Trainer(
+        max_epochs=EPOCHS,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **arguments,
+    )
 
 
 def exact_mean(steps):
@@ -61,7 +68,7 @@ def exact_mean(steps):
     return math.fsum(size * loss for size, loss in last) / math.fsum(size for size, _ in last)
 
 
-# A recipe returns what it gave for the last epoch, the exact mean, and ours.
+# Each recipe gives what it returned for the last epoch, the exact mean, and ours.
 
 
 def final_logged_metrics():
@@ -80,7 +87,7 @@ class AppendLoggedMetrics(pl.Callback):
             self.losses.append(trainer.logged_metrics["train_loss"].item())
 
 
-def callback_with_default_logging(**log):
+def append_logged_metrics(**log):
     """`self.log("train_loss", loss)`, and a callback that appends `logged_metrics["train_loss"]` at each epoch's end"""
     model, callback = LitDigits(**log), AppendLoggedMetrics()
     quiet_trainer(callbacks=[callback]).fit(model)
@@ -88,27 +95,31 @@ def callback_with_default_logging(**log):
     return returned, exact_mean(model.steps.values()), model.epoch_losses[-1]
 
 
-def callback_with_both():
+def append_logged_metrics_with_both():
     """the same callback, with `self.log("train_loss", loss, on_step=True, on_epoch=True)`"""
-    return callback_with_default_logging(on_step=True, on_epoch=True)
+    return append_logged_metrics(on_step=True, on_epoch=True)
 
 
 class ReadsInTheStep(LitDigits):
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
-        if self.global_step == 0:
-            try:
-                self.returned = self.trainer.logged_metrics["train_loss"].item()
-            except KeyError as error:  # anybody's training would end here; ours goes on for the other columns
-                self.returned = f"`{error!r}`"
+        try:
+            self.returned = self.trainer.logged_metrics["train_loss"].item()
+        except KeyError as error:  # anybody's training would end here; ours goes on for the other columns
+            self.returned = f"`{error!r}`"
         return loss
 
 
-def read_in_the_step():
+def read_in_the_step(**log):
     """`self.log("train_loss", loss)`, then `logged_metrics["train_loss"]` in `training_step`"""
-    model = ReadsInTheStep()
+    model = ReadsInTheStep(**log)
     quiet_trainer().fit(model)
     return model.returned, exact_mean(model.steps.values()), model.epoch_losses[-1]
+
+
+def read_in_the_step_with_both():
+    """the same, with `self.log("train_loss", loss, on_step=True, on_epoch=True)`"""
+    return read_in_the_step(on_step=True, on_epoch=True)
 
 
 class AppendOutputs(pl.Callback):
@@ -119,7 +130,7 @@ class AppendOutputs(pl.Callback):
         self.losses.append(outputs["loss"].item())
 
 
-def callback_under_accumulation():
+def append_outputs_under_accumulation():
     """a callback that appends `outputs["loss"]` in `on_train_batch_end`, with `accumulate_grad_batches=4`"""
     model, callback = LitDigits(), AppendOutputs()
     quiet_trainer(callbacks=[callback], accumulate_grad_batches=4).fit(model)
@@ -178,10 +189,11 @@ def two_processes():
 
 RECIPES = [
     final_logged_metrics,
-    callback_with_default_logging,
-    callback_with_both,
+    append_logged_metrics,
+    append_logged_metrics_with_both,
     read_in_the_step,
-    callback_under_accumulation,
+    read_in_the_step_with_both,
+    append_outputs_under_accumulation,
     resumed_in_mid_epoch,
     two_processes,
 ]

@@ -43,7 +43,7 @@ def check_test_my_model(output):
 
 def check_recipes_compared(output):
     _, _, *rows, _, versions = output.splitlines()
-    assert len(rows) == 7 and "pytorch-lightning" in versions
+    assert len(rows) == 8 and "pytorch-lightning" in versions
     for row in rows:
         _, recipe, returned, exact, ours, off, ours_off, _ = re.split(r" *\| *", row)
         assert ours == exact and abs(float(ours_off)) < 1e-9
@@ -130,6 +130,7 @@ def test_no_example_is_missing_here():
     assert sorted(script for script, _, _ in SCRIPTS) == sorted(path.name for path in EXAMPLES.glob("*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "arguments", "leaves"), SCRIPTS, ids=[script for script, _, _ in SCRIPTS])
 def test_example(script, arguments, leaves, tmp_path):
     runner = ["-m", "pytest", "-p", "no:cacheprovider"] if script.startswith("test_") else []

@@ -71,8 +71,8 @@ def test_validation_lies_at_the_epoch_it_belongs_to(epochs, x):
 
 
 def test_values_added_or_cleared_by_hand_are_drawn():
-    _, ax = plot({"val_loss": [3.0, 2.0]}, {"val_loss": [0, 1, 2, 0, 1]})
-    assert curves(ax)["loss (val)"][0] == [0, 1]
+    _, ax = plot({"val_loss": [3.0, 2.0]}, {"val_loss": [0, 1, 2, 0, 0]})
+    assert curves(ax)["loss (val)"][0] == [-0.5, 0]
     _, ax = plot({"loss": [1.0], "val_loss": [3.0, 2.0]}, {"val_loss": [5]})
     assert curves(ax)["loss (val)"][0] == [0, 1]
     _, ax = plot({"loss": [1.0], "val_loss": [3.0, 2.0]}, {})

@@ -11,6 +11,7 @@ other processes on the machine do not add to.
 import argparse
 import gc
 import logging
+import math
 import os
 import platform
 import random
@@ -350,10 +351,10 @@ def table(title, head, rows):
 
 def ratio(values, others):
     """How many times as dear, by the medians."""
-    return statistics.median(values) / statistics.median(others)
+    return statistics.median(values) / (statistics.median(others) or math.nan)
 
 
-def print_costs(title, costs, ours="epoch-mixin"):
+def print_costs(title, costs):
     beyond = beyond_bare(costs)
     rows = []
     for name in costs:
@@ -361,7 +362,7 @@ def print_costs(title, costs, ours="epoch-mixin"):
         if name == "bare step":
             rows.append((name, total, "", "", ""))
         else:
-            rows.append((name, total, *spread(beyond[name]), f"{ratio(beyond[name], beyond[ours]):.2f}"))
+            rows.append((name, total, *spread(beyond[name]), f"{ratio(beyond[name], beyond['epoch-mixin']):.2f}"))
     table(title, ("way", "whole step", "beyond the bare step", "middle half", "times epoch-mixin"), rows)
     return beyond
 
@@ -376,9 +377,9 @@ def parse(arguments):
     parser.add_argument("--quick", action="store_true", help="fewer rounds and steps of everything")
     options = parser.parse_args(arguments)
     if options.quick:
-        options.steps, options.repeats = min(options.steps, 500), min(options.repeats, 10)
-        options.trainer_steps, options.trainer_repeats = min(options.trainer_steps, 100), min(options.trainer_repeats, 5)
-        options.growth_steps = min(options.growth_steps, 10_000)
+        quick = {"steps": 500, "repeats": 10, "trainer_steps": 100, "trainer_repeats": 5, "growth_steps": 10_000}
+        for name, most in quick.items():
+            setattr(options, name, min(getattr(options, name), most))
     return options
 
 
@@ -419,11 +420,13 @@ def report(options, direct_costs, fit_costs, marks, grown, key_costs, end_costs)
     copies = direct_costs.pop("loss.detach().clone()")
     print_costs("A step called directly, without a Trainer", direct_costs)
     fits = print_costs("A step within Trainer.fit, with its share of the epoch's end", fit_costs)
-    print(f"\nA recorded step called directly costs {ratio(direct_costs['epoch-mixin'], copies):.2f} times", end=" ")
-    print(f"loss.detach().clone(), which costs {statistics.median(copies):.2f}.")
+    print(
+        f"\nA recorded step called directly costs {ratio(direct_costs['epoch-mixin'], copies):.2f} times "
+        f"loss.detach().clone(), which costs {statistics.median(copies):.2f}."
+    )
     for name in ("hand-written sum", *LOGGED):
-        share = ratio(fits["epoch-mixin"], fits[name])
-        print(f"Within Trainer.fit, epoch-mixin costs {share:.3f} times {name}, 1/{1 / share:.1f} of it.")
+        ours, other = fits["epoch-mixin"], fits[name]
+        print(f"Within Trainer.fit, it costs {ratio(ours, other):.3f} times {name}, 1/{ratio(other, ours):.1f} of it.")
 
     head = ("way", "", *(f"{mark:,} steps" for mark in marks))
     rows = [row for name, (costs, sizes) in grown.items() for row in ((name, "cost", *costs), ("", "memory", *sizes))]

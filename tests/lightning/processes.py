@@ -13,14 +13,14 @@ from multiprocessing.connection import wait
 import torch
 
 # The processes fork from one server, which has imported what takes seconds.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["pytorch_lightning", "tests.lightning.reference"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["pytorch_lightning", "tests.lightning.reference"])
 
 
 def start(function, *args, environment=()):
     """Start ``function(*args)`` in a new process; return the process and the connection on which it will answer."""
-    ours, theirs = _CONTEXT.Pipe(duplex=False)
-    process = _CONTEXT.Process(target=_answer, args=(theirs, dict(environment), function, args))
+    ours, theirs = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=_answer, args=(theirs, dict(environment), function, args))
     process.start()
     theirs.close()
     return process, ours

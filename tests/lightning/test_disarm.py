@@ -404,11 +404,19 @@ VARIANTS = [
     two_tracked_classes_in_one_mro,
     mixin_of_the_users_own,
     mixin_named_twice,
-    parent_that_keeps_its_subclasses_to_itself,
-    base_first_that_keeps_its_subclasses_to_itself,
     steps_from_a_mixin_behind,
     init_that_does_nothing_for_the_mixin,
 ]
+
+
+@pytest.mark.parametrize(
+    "variant", [parent_that_keeps_its_subclasses_to_itself, base_first_that_keeps_its_subclasses_to_itself]
+)
+def test_a_base_that_hides_its_subclasses_is_refused_loudly(variant):
+    model = variant()()
+    with pytest.raises(TypeError, match=r"Model was made without EpochLossMixin taking part.*`__init_subclass__`"):
+        fit(model, loader())
+        model.epoch_losses  # noqa: B018
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.__name__)

@@ -70,6 +70,47 @@ def test_history_is_that_of_all_ranks(world_size):
     assert sum(sizes) == 43 and len(set(sizes)) > 1
 
 
+class Silent(Tracked):
+    """Gives losses on the first rank only, and in its second epoch none at all."""
+
+    def __init__(self):
+        super().__init__()
+        # Else the ranks wait for each other's gradients.
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        if self.trainer.global_rank == 0 and self.current_epoch != 1:
+            return super().training_step(batch, batch_idx)
+        return None
+
+    def validation_step(self, batch, batch_idx):
+        return None
+
+
+class Missing(Tracked):
+    """May have nothing to validate on one of its ranks, which then passes validation by."""
+
+    def __init__(self):
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+
+
+def fit_unevenly_on_rank(rank, cls, val_samples):
+    model = cls()
+    runner = trainer(devices=2, max_epochs=3, strategy="ddp", use_distributed_sampler=False)
+    runner.fit(model, shard(rank, 2, 21, 4), shard(0, 1, val_samples[rank], 2))
+    return model.notes, model.epoch_history
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("cls", "val_samples"), [(Silent, (5, 3)), (Missing, (5, 0)), (Missing, (0, 5))])
+def test_rank_without_losses_holds_no_other_up(cls, val_samples):
+    ranks = run_ranks(fit_unevenly_on_rank, 2, cls, val_samples, seconds=30)
+    for _, history in ranks:
+        assert str(history) == str(ranks[0][1])
+        assert_exact(history, list(chain(*(notes for notes, _ in ranks))))
+
+
 def save_on_rank(rank, root):
     saving = SaveEverywhere(root, ("on_train_batch_end", "on_train_epoch_end"))
     fit_on_rank(rank, 2, callbacks=[saving])

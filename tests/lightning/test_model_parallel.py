@@ -1,7 +1,6 @@
 from itertools import chain
 
 import pytest
-import torch
 from pytorch_lightning import strategies
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate
