@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -193,7 +193,7 @@ def _record(stage: str, module: Any, output: Any, args: tuple[Any, ...], kwargs:
     losses = losses_in(output, keys)
     if losses:
         batch = args[0] if args else kwargs.get("batch", next(iter(kwargs.values()), None))
-        if hasattr(type(batch), "__next__"):
+        if isinstance(batch, Iterator):
             # Lightning's iterator over a dataloader remembers what it gave (`loops/fetchers.py`).
             batch = getattr(getattr(batch, "data_fetcher", None), "_batch", batch)
         weight = module.epoch_loss_weight(batch)

@@ -173,8 +173,9 @@ def most_alive(model, steps, tensors_alive):
 def test_the_tensors_alive_do_not_grow_with_the_steps(weight, tensors_alive):
     model = recorded(("loss", "kl"), weight)
     most_alive(model, range(200), tensors_alive)
-    few, many = (most_alive(model, steps, tensors_alive) for steps in (range(10_000), range(10_000, 20_000)))
-    assert 0 < many <= few < 1000
+    # Two losses and a weight for each of the 256 steps that may wait, and the sums.
+    assert 0 < most_alive(model, range(10_000), tensors_alive) < 800
+    assert 0 < most_alive(model, range(10_000, 20_000), tensors_alive) < 800
 
 
 def test_memory_does_not_grow_with_the_steps():

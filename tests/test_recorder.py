@@ -35,7 +35,7 @@ def test_two_hundred_thousand_steps_are_exact_and_leave_no_losses_behind():
     epoch = OpenEpoch()
     for step, loss in enumerate(losses):
         epoch.add({"loss": loss}, step % 97)
-        assert len(epoch._waiting) < 100
+        assert len(epoch._waiting) < 1000
     expected = mean((loss, step % 97) for step, loss in enumerate(losses.tolist()))
     assert epoch.mean("loss").item() == close(expected)
 
