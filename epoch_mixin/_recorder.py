@@ -85,6 +85,7 @@ class Recorder:
         history: the means of the ended epochs; validation under ``val_`` and the key.
         val_epochs: for each validation key the training epoch that each of its values belongs to.
         open: the open epoch of each stage that has one.
+        ended: validation epochs of this rank that have ended but not yet met those of the other ranks.
     """
 
     def __init__(self, owner: str) -> None:
@@ -92,6 +93,7 @@ class Recorder:
         self.history: dict[str, list[float]] = {}
         self.val_epochs: dict[str, list[int]] = {}
         self.open: dict[str, OpenEpoch] = {}
+        self.ended: list[OpenEpoch] = []
         self._warned: set[str] = set()
 
     def warn_once(self, topic: str, message: str) -> None:
@@ -173,6 +175,7 @@ class Recorder:
             self.history.setdefault(name, [])[:] = losses
         self.val_epochs = {name: list(epochs) for name, epochs in val_epochs.items()}
         self.open = open_epochs
+        self.ended = []
 
 
 def _field(record: Any, name: str, kind: Any, where: str = "") -> Any:

@@ -235,14 +235,43 @@ def _begin(stage: str, module: Any, *args: Any) -> None:
 
 
 def _end(stage: str, module: Any, *args: Any) -> None:
-    if _writes(module, stage):
+    if not _writes(module, stage):
+        return
+    recorder = module._epoch_recorder
+    if stage == "val" and _may_pass_validation_by(module):
+        recorder.ended.append(recorder.open.pop("val", OpenEpoch()))
+    else:
         _close(stage, module)
 
 
 def _close(stage: str, module: Any) -> None:
     if stage == "train":
+        _close_ended(module)
         _close_brought("val", module)
     module._epoch_recorder.close(stage, module.epoch_loss_keys, partial(_sum_over_ranks, module))
+
+
+def _may_pass_validation_by(module: Any) -> bool:
+    """Whether a rank with nothing to validate on may skip validation, hooks and all, so that no other must wait for it.
+
+    Otherwise Lightning refuses a rank with an empty dataloader (`has_len_all_ranks` of `utilities/data.py`).
+    """
+    if _world_size(module) == 1:
+        return False
+    trainer = module.__dict__.get("_trainer")
+    hooks = [module, getattr(trainer, "datamodule", None)]
+    return any(getattr(hook, "allow_zero_length_dataloader_with_multiple_devices", False) for hook in hooks)
+
+
+def _close_ended(module: Any) -> None:
+    """Close the validation runs that could not be closed at once, where all ranks come together."""
+    if _may_pass_validation_by(module):
+        recorder = module._epoch_recorder
+        ended, recorder.ended = recorder.ended, []
+        runs = int(_gather(module, torch.tensor([len(ended)])).max())
+        for epoch in ended + [OpenEpoch()] * (runs - len(ended)):
+            recorder.open["val"] = epoch
+            _close("val", module)
 
 
 def _close_brought(stage: str, module: Any) -> None:
@@ -256,6 +285,7 @@ def _forget_interrupted(module: Any, *args: Any, **kwargs: Any) -> None:
     """Drop what an interrupted `fit` left open. A checkpoint to go on from is loaded after this."""
     if _running_trainer(module) is not None and _fits(module):
         module._epoch_recorder.open.clear()
+        module._epoch_recorder.ended.clear()
 
 
 def _world_size(module: Any) -> int:
@@ -266,13 +296,16 @@ def _world_size(module: Any) -> int:
     return torch.distributed.get_world_size() if trainer is None else int(trainer.world_size)
 
 
+def _gather(module: Any, tensor: Tensor) -> Tensor:
+    return torch.stack(gather_all_tensors(tensor.to(module.device)))
+
+
 def _sum_over_ranks(module: Any, totals: Tensor) -> Tensor:
-    if _world_size(module) == 1:
-        return totals
-    return torch.stack(gather_all_tensors(totals.to(module.device))).sum(dim=0)
+    return totals if _world_size(module) == 1 else _gather(module, totals).sum(dim=0)
 
 
 def _save(module: Any, checkpoint: dict[str, Any], *args: Any) -> None:
+    _close_ended(module)
     reduce = partial(_sum_over_ranks, module)
     checkpoint[_RECORD] = module._epoch_recorder.state(module.epoch_loss_keys, reduce)
 

@@ -45,6 +45,7 @@ def fit_on_rank(rank, world_size, path=None, callbacks=()):
     model = Shared()
     validation = shard(0, 1, 3 + 4 * rank, 2)
     runner.fit(model, shard(rank, world_size, 43, 4), validation, ckpt_path=path)
+    assert list(model.state_dict()) == list(Reference().state_dict())
     return model.notes, model.epoch_history
 
 

@@ -90,7 +90,7 @@ def test_sanity_check_leaves_no_trace():
 
     model = Looks()
     trainer(max_epochs=1, num_sanity_val_steps=-1).fit(model, loader(), loader(5, 2))
-    assert model.at_start == {}
+    assert not any(model.at_start.values())
     assert len(model.epoch_history["val_loss"]) == 1
     assert_history(model)
 

@@ -192,7 +192,7 @@ def test_error_in_the_step_does_not_leak_into_the_next_fit():
 
 
 def test_fresh_fit_of_a_model_loaded_from_anywhere_starts_clean(tmp_path):
-    saving = SaveEverywhere(tmp_path)
+    saving = SaveEverywhere(tmp_path, ("on_train_batch_start", "on_train_batch_end", "on_validation_batch_end"))
     fit(Tracked(), TRAIN, VAL, callbacks=[saving], max_epochs=2)
     for path in saving.saved:
         assert_next_fit_is_clean(Tracked.load_from_checkpoint(path), TRAIN, VAL)
