@@ -48,6 +48,8 @@ def check_recipes_compared(output):
         _, recipe, returned, exact, ours, off, ours_off, _ = re.split(r" *\| *", row)
         assert ours == exact and abs(float(ours_off)) < 1e-9
         assert "`" in returned if off == "no number" else returned != exact, recipe
+    readme = (ROOT / "README.md").read_text()
+    assert versions not in readme or all(row in readme for row in rows)
 
 
 def check_callback(output):
