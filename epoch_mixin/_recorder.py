@@ -161,12 +161,15 @@ class Recorder:
             _numbers(val_epochs, name, "val_epochs")
         open_epochs = {}
         for stage in saved:
+            if stage not in _PREFIX:
+                raise ValueError(f"open.{stage} is no stage")
             epoch = _field(saved, stage, Mapping, "open")
             mark = _field(epoch, "mark", (int, type(None)), f"open.{stage}")
             totals = _field(epoch, "totals", Mapping, f"open.{stage}")
             for key in totals:
-                if len(_numbers(totals, key, f"open.{stage}.totals")) != 2:
-                    raise ValueError(f"open.{stage}.totals.{key} must be a total and a weight, not {totals[key]!r}")
+                pair = _numbers(totals, key, f"open.{stage}.totals")
+                if len(pair) != 2 or not 0 <= pair[1] < math.inf:
+                    raise ValueError(f"open.{stage}.totals.{key} must be a total and a weight, not {pair!r}")
             open_epochs[stage] = OpenEpoch(mark, {key: (pair[0], pair[1]) for key, pair in totals.items() if pair[1]})
         # A user may hold these lists: their contents change, not the objects.
         for name in set(self.history) - set(history):
@@ -188,6 +191,8 @@ def _field(record: Any, name: str, kind: Any, where: str = "") -> Any:
 
 
 def _numbers(record: Mapping[str, Any], name: str, where: str) -> list[float]:
+    if not isinstance(name, str):
+        raise ValueError(f"{where} must have names that are strings, not {name!r}")
     values: list[float] = _field(record, name, list, where)
     for value in values:
         if not isinstance(value, Real):

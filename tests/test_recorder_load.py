@@ -83,6 +83,9 @@ MISSING = object()
         (["open", "train", "totals", "loss"], [1.5, 3.0, 1.0]),
         (["open", "train", "totals", "loss"], ["1.5", 3.0]),
         (["open", "train", "totals", "kl"], [2.0, None]),
+        (["open", "train", "totals", "kl"], [2.0, -1.0]),
+        (["open", "train", "totals", "kl"], [2.0, math.nan]),
+        (["open", "test"], {"mark": None, "totals": {}}),
     ],
 )
 def test_damaged_field_is_named_and_changes_nothing(path, value):
