@@ -15,9 +15,9 @@ wherever it was defined, and puts a wrapper into the new class that runs the mix
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
+from functools import partial, update_wrapper
 from typing import Any
 
 import torch
@@ -63,11 +63,21 @@ def weave(cls: type, name: str, *, before: Part | None = None, after: Part | Non
         return output
 
     hidden: Any = after
-    functools.update_wrapper(woven, method)
+    update_wrapper(woven, method)
     if step:
         hidden = torch.compiler.disable(after)  # type: ignore[no-untyped-call]
-        woven = torch.compiler.disable(woven, recursive=False)  # type: ignore[no-untyped-call]
+        woven = _untraced(woven)
     vars(woven).update(
         __wrapped__=getattr(method, "__wrapped__", method), __signature__=inspect.signature(method), _woven=woven
     )
     setattr(cls, name, woven)
+
+
+def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep `torch.compile` out of a function, but not out of those that it calls."""
+    from torch._dynamo import decorators  # Lightning has loaded it; before that, it would take seconds
+
+    # What is public wraps the function, which costs each step a tenth more.
+    skip: Any = getattr(decorators, "skip", partial(torch.compiler.disable, recursive=False))
+    untraced: Callable[..., Any] = skip(function)
+    return untraced

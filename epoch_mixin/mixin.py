@@ -159,27 +159,25 @@ def _check_keys(keys: Any, owner: str) -> None:
         raise ValueError(f"{owner}.epoch_loss_keys has keys that share a name in the history: {keys!r}")
 
 
-def _running_trainer(module: Any) -> Any:
-    """The Trainer that is at work on the module, if there is one."""
+def _trainer_state(module: Any) -> Any:
+    """The state of the Trainer that is at work on the module, if there is one."""
     trainer = module.__dict__.get("_trainer")
-    if trainer is None:
-        return None
+    state = None if trainer is None else getattr(trainer, "state", None)
     # There is no stage while a Trainer rests, nor a true one where a test has put a mock in its place.
-    return trainer if isinstance(getattr(getattr(trainer, "state", None), "stage", None), str) else None
+    return state if isinstance(getattr(state, "stage", None), str) else None
 
 
 def _fits(module: Any) -> bool:
     """Whether the history may change: always, unless a Trainer is at work on something else than ``fit``."""
-    trainer = _running_trainer(module)
-    return trainer is None or bool(trainer.state.fn.value == "fit")
+    state = _trainer_state(module)
+    return state is None or bool(state.fn == "fit")
 
 
 def _writes(module: Any, stage: str) -> bool:
     """Whether the stage is under way: as Lightning says, or, without a Trainer at work, as the caller does."""
-    trainer = _running_trainer(module)
-    if trainer is None:
-        return True
-    return bool(trainer.state.stage.value == _RUNNING_STAGE[stage] and trainer.state.fn.value == "fit")
+    state = _trainer_state(module)
+    # `_value_` is there at once; comparing the enums themselves takes longer than all the rest.
+    return state is None or bool(state.stage._value_ == _RUNNING_STAGE[stage] and state.fn._value_ == "fit")
 
 
 def _record(stage: str, module: Any, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -224,8 +222,7 @@ def _begin(stage: str, module: Any, *args: Any) -> None:
     """
     if not _writes(module, stage):
         return
-    trainer = _running_trainer(module)
-    mark = getattr(trainer, _MARK[stage]) if trainer is not None else None
+    mark = None if _trainer_state(module) is None else getattr(module.trainer, _MARK[stage])
     epoch = module._epoch_recorder.open.get(stage)
     if epoch is not None and epoch.mark is not None and mark is not None:
         if epoch.mark == mark:
@@ -283,7 +280,7 @@ def _close_brought(stage: str, module: Any) -> None:
 
 def _forget_interrupted(module: Any, *args: Any, **kwargs: Any) -> None:
     """Drop what an interrupted `fit` left open. A checkpoint to go on from is loaded after this."""
-    if _running_trainer(module) is not None and _fits(module):
+    if _trainer_state(module) is not None and _fits(module):
         module._epoch_recorder.open.clear()
         module._epoch_recorder.ended.clear()
 
@@ -324,8 +321,9 @@ def _send_home(module: Any, *args: Any) -> None:
     All that leaves such a worker is the module's ``state_dict()``, taken once after this last hook, for the process
     that called ``fit`` to load (`strategies/launchers/multiprocessing.py`). The record travels in it.
     """
-    trainer = _running_trainer(module)
-    if trainer is not None and _fits(module) and hasattr(trainer.strategy.launcher, "_start_method"):
+    if _trainer_state(module) is None or not _fits(module):
+        return
+    if hasattr(module.trainer.strategy.launcher, "_start_method"):
         module.register_state_dict_post_hook(_enclose_record)
 
 

@@ -371,7 +371,7 @@ def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2000, help="direct calls of the step that are timed at a time")
     parser.add_argument("--repeats", type=int, default=50, help="rounds of them")
-    parser.add_argument("--trainer-steps", type=int, default=500, help="steps of a fit")
+    parser.add_argument("--trainer-steps", type=int, default=1000, help="steps of a fit")
     parser.add_argument("--trainer-repeats", type=int, default=40, help="rounds of fits")
     parser.add_argument("--growth-steps", type=int, default=max(MARKS), help="the longest epoch of the growth table")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and steps of everything")

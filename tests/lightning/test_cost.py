@@ -98,7 +98,7 @@ def test_an_epoch_leaves_no_tensor_behind():
     alive = Alive()
     fit(RecordedTwoKeys(), 100, 100, epochs=4, callbacks=[alive])
     first, *later = alive.counts[1:]
-    assert later == [first, first]
+    assert max(later) <= first
 
 
 @pytest.mark.parametrize("fullgraph", [False, True])
