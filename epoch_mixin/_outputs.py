@@ -51,7 +51,7 @@ def losses_in(output: Any, keys: tuple[str, ...]) -> dict[str, Tensor]:
                 loss = loss.full_tensor()  # a DTensor, which is the same on every rank of its mesh
             if loss.numel() == 1 and not loss.is_complex():
                 # A copy, for the memory of an output may be written again: by the user, or by a replayed CUDA graph.
-                # `data` is `detach()` at a third of its cost.
+                # Through `data`, which is quicker than `detach()`.
                 loss = loss.data.clone()
                 losses[key] = loss.reshape(()) if loss.ndim else loss
         elif isinstance(loss, Real):
