@@ -11,6 +11,9 @@ wherever it was defined, and puts a wrapper into the new class that runs the mix
 - To Lightning the method looks like the user's own. It reads the code and the arguments of a hook through one level of
   ``__wrapped__`` (``is_overridden``, ``is_param_in_hook_signature``), so the wrapper points to where the user's method
   would have pointed. Under ``torch.compile`` only the user's method is compiled.
+
+What this cannot reach is a class that is made in silence, since one of its bases has an ``__init_subclass__`` without
+``super()``; the mixin refuses such a class as soon as it is used.
 """
 
 from __future__ import annotations
