@@ -46,8 +46,11 @@ def weave(cls: type, name: str, *, before: Part | None = None, after: Part | Non
         step: the method may call, or be called by, another step; together they count as one call.
     """
     method = getattr(cls, name, None)
-    if method is None or getattr(method, "_woven", None) is method:
+    if method is None or getattr(method, "_woven", None) == (name, method):
         return
+    found = inspect.getattr_static(cls, name)
+    if isinstance(found, (staticmethod, classmethod)):
+        method = _taking_self(found)
     guard = "step" if step else name
 
     def woven(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -71,9 +74,23 @@ def weave(cls: type, name: str, *, before: Part | None = None, after: Part | Non
         hidden = torch.compiler.disable(after)  # type: ignore[no-untyped-call]
         woven = _untraced(woven)
     vars(woven).update(
-        __wrapped__=getattr(method, "__wrapped__", method), __signature__=inspect.signature(method), _woven=woven
+        __wrapped__=getattr(method, "__wrapped__", method),
+        __signature__=inspect.signature(method),
+        _woven=(name, woven),
     )
     setattr(cls, name, woven)
+
+
+def is_woven(method: Any) -> bool:
+    """Whether a method that an instance would call is a wrapper of `weave`, or one around it."""
+    return hasattr(method, "_woven")
+
+
+def _taking_self(found: Any) -> Callable[..., Any]:
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return found.__get__(self, type(self))(*args, **kwargs)
+
+    return update_wrapper(method, found.__func__)
 
 
 def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:

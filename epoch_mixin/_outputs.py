@@ -83,7 +83,9 @@ def checked_weight(weight: Any, owner: str) -> float | Tensor:
     """
     if isinstance(weight, Tensor):
         if weight.numel() != 1 or weight.is_complex():
-            raise TypeError(f"{owner}.epoch_loss_weight must return one number, not a tensor of {tuple(weight.shape)}")
+            raise TypeError(
+                f"{owner}.epoch_loss_weight must return one number, not a tensor of shape {tuple(weight.shape)}"
+            )
         copy = weight.detach().clone() if weight.requires_grad else weight.clone()
         return copy.reshape(()) if copy.ndim else copy
     if not isinstance(weight, Real):

@@ -125,7 +125,8 @@ class Recorder:
         epoch = len(self.history.get(keys[0], []))
         for key, (total, weight) in totals.items():
             if not math.isfinite(weight):
-                raise ValueError(f"{self.owner}.epoch_loss_weight returned a negative number, NaN or infinity")
+                fault = f"a negative number, NaN or infinity in epoch {epoch}"
+                raise ValueError(f"{self.owner}.epoch_loss_weight returned {fault}")
             name = _PREFIX[stage] + key
             if weight:
                 self.history.setdefault(name, []).append(total / weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, cast
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from epoch_mixin._hooks import weave
+from epoch_mixin._hooks import is_woven, weave
 from epoch_mixin._outputs import batch_size, checked_weight, losses_in, why_missing
 from epoch_mixin._recorder import OpenEpoch, Recorder
 
@@ -49,6 +50,9 @@ class EpochLossMixin:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._epoch_losses_woven_into = cls
+        for name in ("epoch_losses", "epoch_history"):
+            if getattr(cls, name) is not getattr(EpochLossMixin, name):
+                raise TypeError(f"{cls.__name__}.{name} hides what EpochLossMixin keeps there; give it another name")
         _check_keys(cls.epoch_loss_keys, cls.__name__)
         # TorchScript would compile the properties.
         unused = getattr(cls, "__jit_unused_properties__", [])
@@ -57,7 +61,7 @@ class EpochLossMixin:
         weave(cls, "validation_step", after=partial(_record, "val"), step=True)
         weave(cls, "test_step", step=True)
         weave(cls, "predict_step", step=True)
-        weave(cls, "setup", before=_forget_interrupted)
+        weave(cls, "setup", before=_set_up)
         weave(cls, "on_train_start", before=partial(_begin, "train"))
         weave(cls, "on_train_epoch_start", before=partial(_begin, "train"))
         weave(cls, "on_train_epoch_end", before=partial(_end, "train"))
@@ -88,6 +92,10 @@ class EpochLossMixin:
         """
         return self.epoch_history.setdefault("loss", [])
 
+    @epoch_losses.setter
+    def epoch_losses(self, _: Any) -> None:
+        raise AttributeError("`epoch_losses` is kept by EpochLossMixin; `epoch_losses.clear()` starts it afresh")
+
     @property
     def epoch_history(self) -> dict[str, list[float]]:
         """The means of all ended epochs by key, named as Keras does: ``"loss"``, ``"val_loss"``.
@@ -95,6 +103,10 @@ class EpochLossMixin:
         Training keys have one value an epoch, validation keys one for each validation run inside ``fit``.
         """
         return self._epoch_recorder.history
+
+    @epoch_history.setter
+    def epoch_history(self, _: Any) -> None:
+        raise AttributeError("`epoch_history` is kept by EpochLossMixin; `epoch_history.clear()` starts it afresh")
 
     def running_epoch_loss(self, key: str = "loss") -> Tensor:
         """The mean so far of the open training epoch on this rank.
@@ -190,7 +202,7 @@ def _record(stage: str, module: Any, output: Any, args: tuple[Any, ...], kwargs:
     keys = module.epoch_loss_keys
     losses = losses_in(output, keys)
     if losses:
-        batch = args[0] if args else kwargs.get("batch", next(iter(kwargs.values()), None))
+        batch = args[0] if args else kwargs.get(_first_parameter(module, stage))
         if isinstance(batch, Iterator):
             # Lightning's iterator over a dataloader remembers what it gave (`loops/fetchers.py`).
             batch = getattr(getattr(batch, "data_fetcher", None), "_batch", batch)
@@ -200,6 +212,11 @@ def _record(stage: str, module: Any, output: Any, args: tuple[Any, ...], kwargs:
         epoch.add(losses, weight)
     if len(losses) < len(keys) and stage == "train":  # what validation returns need not be a loss
         _warn_of_missing(module, output, losses)
+
+
+def _first_parameter(module: Any, stage: str) -> str:
+    step = module.training_step if stage == "train" else module.validation_step
+    return next(iter(inspect.signature(step).parameters), "")
 
 
 def _warn_of_missing(module: Any, output: Any, losses: Mapping[str, Tensor]) -> None:
@@ -278,11 +295,19 @@ def _close_brought(stage: str, module: Any) -> None:
         _close(stage, module)
 
 
-def _forget_interrupted(module: Any, *args: Any, **kwargs: Any) -> None:
+def _set_up(module: Any, *args: Any, **kwargs: Any) -> None:
     """Drop what an interrupted `fit` left open. A checkpoint to go on from is loaded after this."""
-    if _trainer_state(module) is not None and _fits(module):
-        module._epoch_recorder.open.clear()
-        module._epoch_recorder.ended.clear()
+    if _trainer_state(module) is None or not _fits(module):
+        return
+    module._epoch_recorder.open.clear()
+    module._epoch_recorder.ended.clear()
+    for name in ("training_step", "validation_step", "on_train_epoch_end", "on_validation_epoch_end"):
+        if not is_woven(getattr(module, name)):
+            module._epoch_recorder.warn_once(
+                name,
+                f".{name} was replaced after the class was made, so EpochLossMixin cannot see it and losses will be"
+                " missing; define it in the class",
+            )
 
 
 def _world_size(module: Any) -> int:

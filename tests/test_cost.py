@@ -188,7 +188,7 @@ def test_memory_does_not_grow_with_the_steps():
             model.training_step(BATCH, batch_idx)
         peaks.append(tracemalloc.get_traced_memory()[1])
     tracemalloc.stop()
-    assert peaks[2] - peaks[1] < 9_000  # less than a byte a step
+    assert peaks[2] - peaks[1] < 50_000  # where a tensor for each of 9,000 steps would be megabytes
 
 
 def test_tensors_are_freed_when_an_epoch_ends(tensors_alive):
