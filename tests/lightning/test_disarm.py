@@ -592,3 +592,66 @@ def test_a_training_step_called_by_hand_during_validation_does_not_count():
     fit(model, loader(), loader(samples=6))
     assert model.epoch_losses == close(epoch_means(model.steps))
     assert model.epoch_history["val_loss"] == close(epoch_means(model.val_steps))
+
+
+def test_a_tracked_method_under_another_name_counts_for_that_name():
+    class Model(Tracked):
+        validation_step = Tracked.training_step
+        on_validation_epoch_end = Tracked.on_train_epoch_end
+
+    model, witness = Model(), Witness()
+    fit(model, loader(), loader(samples=11, batch_size=4), callbacks=[witness])
+    assert model.epoch_history == {
+        "loss": close(epoch_means(witness.steps)),
+        "val_loss": close(epoch_means(witness.val_steps)),
+    }
+
+
+def test_a_static_hook_and_a_class_method_go_on_working():
+    class Model(Tracked):
+        called = []
+
+        @staticmethod
+        def on_train_epoch_end():
+            Model.called.append("static")
+
+        @classmethod
+        def on_train_epoch_start(cls):
+            cls.called.append("class")
+
+    model = Model()
+    fit(model, loader())
+    assert Model.called == ["class", "static"] * len(model.epoch_losses) != []
+
+
+@pytest.mark.parametrize("name", ["training_step", "on_train_epoch_end"])
+def test_a_method_replaced_on_the_instance_is_warned_of(name):
+    model = Tracked()
+    bare = getattr(Net, name)
+    setattr(model, name, lambda *args: bare(model, *args))
+    with pytest.warns(UserWarning, match=rf"Tracked\.{name} was replaced after the class was made"):
+        fit(model, loader())
+
+
+@pytest.mark.parametrize("name", ["epoch_losses", "epoch_history"])
+def test_a_class_attribute_that_hides_a_list_is_refused(name):
+    with pytest.raises(TypeError, match=rf"Model\.{name} hides what EpochLossMixin keeps there"):
+        type("Model", (Tracked,), {name: []})
+
+
+@pytest.mark.parametrize("name", ["epoch_losses", "epoch_history"])
+def test_an_assignment_is_told_how_to_clear_instead(name):
+    with pytest.raises(AttributeError, match=rf"`{name}\.clear\(\)` starts it afresh"):
+        setattr(Tracked(), name, [])
+
+
+def test_keywords_in_any_order_find_the_batch():
+    class Model(EpochLossMixin, pl.LightningModule):
+        def training_step(self, data, batch_idx):
+            return data.mean()
+
+    model = Model()
+    model.training_step(batch_idx=0, data=torch.ones(1))
+    model.training_step(batch_idx=1, data=torch.zeros(3))
+    model.on_train_epoch_end()
+    assert model.epoch_losses == [1 / 4]
