@@ -179,10 +179,9 @@ def _trainer_state(module: Any) -> Any:
     return state if isinstance(getattr(state, "stage", None), str) else None
 
 
-def _fits(module: Any) -> bool:
-    """Whether the history may change: always, unless a Trainer is at work on something else than ``fit``."""
+def _is_fitting(module: Any) -> bool:
     state = _trainer_state(module)
-    return state is None or bool(state.fn == "fit")
+    return state is not None and bool(state.fn == "fit")
 
 
 def _writes(module: Any, stage: str) -> bool:
@@ -297,7 +296,7 @@ def _close_brought(stage: str, module: Any) -> None:
 
 def _set_up(module: Any, *args: Any, **kwargs: Any) -> None:
     """Drop what an interrupted `fit` left open. A checkpoint to go on from is loaded after this."""
-    if _trainer_state(module) is None or not _fits(module):
+    if not _is_fitting(module):
         return
     module._epoch_recorder.open.clear()
     module._epoch_recorder.ended.clear()
@@ -333,7 +332,8 @@ def _save(module: Any, checkpoint: dict[str, Any], *args: Any) -> None:
 
 
 def _load(module: Any, checkpoint: dict[str, Any], *args: Any) -> None:
-    if _RECORD in checkpoint and _fits(module):
+    # A Trainer at work on something else than `fit` only borrows the weights.
+    if _RECORD in checkpoint and (_trainer_state(module) is None or _is_fitting(module)):
         try:
             module._epoch_recorder.load(checkpoint[_RECORD])
         except ValueError as error:
@@ -346,9 +346,7 @@ def _send_home(module: Any, *args: Any) -> None:
     All that leaves such a worker is the module's ``state_dict()``, taken once after this last hook, for the process
     that called ``fit`` to load (`strategies/launchers/multiprocessing.py`). The record travels in it.
     """
-    if _trainer_state(module) is None or not _fits(module):
-        return
-    if hasattr(module.trainer.strategy.launcher, "_start_method"):
+    if _is_fitting(module) and hasattr(module.trainer.strategy.launcher, "_start_method"):
         module.register_state_dict_post_hook(_enclose_record)
 
 
