@@ -1,16 +1,18 @@
-"""Weaving a mixin's part into the methods of a class, so that a user cannot take it out by accident.
+"""Weaving parts of ours into the methods of a class, so that a user cannot take them out by accident.
 
 A mixin that only overrides a hook is gone as soon as a user's class overrides the same hook without ``super()``. So the
-mixin overrides nothing. Whenever a class is made, `weave` looks up each method the way an instance would find it,
-wherever it was defined, and puts a wrapper into the new class that runs the mixin's part beside the user's code:
+mixin overrides nothing. Whenever a class is made, `weave` puts an entry of its own for each method into it, whether the
+class defines the method or inherits it. The entry gives a wrapper that runs our part beside the user's code:
 
-- A class that defines or inherits a method which is not woven yet gets a wrapper of its own; base order, third-party
-  bases and missing ``super()`` calls make no difference.
+- The user's own method stays in the class under another name. A wrapper without one goes on to the next class in the
+  method resolution order, so that diamonds of bases, and bases that are patched later, work as they do without us.
 - A method that calls its parent's through ``super()`` meets a second wrapper, and a step may call another step. Only
-  the outermost call of an instance counts; inner ones go straight to the user's code.
+  the outermost call of an instance in a thread counts; inner ones go straight to the user's code.
 - To Lightning the method looks like the user's own. It reads the code and the arguments of a hook through one level of
   ``__wrapped__`` (``is_overridden``, ``is_param_in_hook_signature``), so the wrapper points to where the user's method
   would have pointed. Under ``torch.compile`` only the user's method is compiled.
+- An entry is no function, and holds neither class nor function that could lead back to it: a notebook's ``%autoreload``
+  would write new code into a function, and lose its way in a circle, as ``dill`` would. So it updates the user's own.
 
 What this cannot reach is a class that is made in silence, since one of its bases has an ``__init_subclass__`` without
 ``super()``; the mixin refuses such a class as soon as it is used.
@@ -20,65 +22,75 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import partial, update_wrapper
+from contextlib import suppress
+from functools import update_wrapper
+from threading import get_ident
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 
-Part = Callable[..., None]
+# Before the name under which a class keeps its own method.
+_OWN = "_unwoven_"
 
-# What `torch.compile` has set to watch the frames that run. If there is such a thing, the mixin's part must be hidden
-# from it, which costs half as much as recording itself. Older versions of torch cannot tell, and always pay.
-_watching: Callable[[], Any] = getattr(torch._C._dynamo.eval_frame, "get_eval_frame_callback", lambda: True)
+# What `torch.compile` has set to watch the frames that run; this sets another and gives the one before. Our parts run
+# unwatched, and so uncompiled. (`get_eval_frame_callback`, which only looks, crashes torch 2.6 and 2.7: it forgets to
+# count the reference that it gives.)
+_watch: Callable[[Any], Any] = torch._C._dynamo.eval_frame.set_eval_frame
 
-# The woven calls under way, as (id of the instance, guard).
-_running: set[tuple[int, str]] = set()
+# The outermost calls under way, as (thread, id of the instance, guard), and what was noted in the course of each.
+_running: dict[tuple[int, int, str], list[Any]] = {}
 
 
-def weave(cls: type, name: str, *, before: Part | None = None, after: Part | None = None, step: bool = False) -> None:
-    """Run ``before(self, *args, **kwargs)`` ahead of ``cls.<name>`` and ``after(self, output, args, kwargs)`` behind.
+class Woven:
+    """What lies in a class in place of a method.
 
     Args:
-        cls: the class; nothing happens where it has no such method.
         name: the method's name.
-        before: called with the method's own arguments.
-        after: called with what the method returned and its arguments, still packed. Not called when it raised.
-        step: the method may call, or be called by, another step; together they count as one call.
+        before: called as ``before(self, args, kwargs)`` ahead of the method.
+        after: called as ``after(self, what before gave, output, notes)`` behind it. Not called when it raised.
+        guard: methods with the same guard count as one call where one calls another.
     """
-    method = getattr(cls, name, None)
-    if method is None or getattr(method, "_woven", None) == (name, method):
-        return
-    found = inspect.getattr_static(cls, name)
-    if isinstance(found, (staticmethod, classmethod)):
-        method = _taking_self(found)
-    guard = "step" if step else name
 
-    def woven(self: Any, *args: Any, **kwargs: Any) -> Any:
-        call = (id(self), guard)
-        if call in _running:
-            return method(self, *args, **kwargs)
-        _running.add(call)
-        try:
-            if before is not None:
-                before(self, *args, **kwargs)
-            output = method(self, *args, **kwargs)
-            if after is not None:
-                (after if _watching() is None else hidden)(self, output, args, kwargs)
-        finally:
-            _running.discard(call)
-        return output
+    __slots__ = ("function", "like_found", "spec")
 
-    hidden: Any = after
-    update_wrapper(woven, method)
-    if step:
-        hidden = torch.compiler.disable(after)  # type: ignore[no-untyped-call]
-        woven = _untraced(woven)
-    vars(woven).update(
-        __wrapped__=getattr(method, "__wrapped__", method),
-        __signature__=inspect.signature(method),
-        _woven=(name, woven),
-    )
-    setattr(cls, name, woven)
+    def __init__(self, name: str, before: Any, after: Any, guard: str) -> None:
+        self.spec = name, before, after, guard
+        self.function: Any = None
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        function = self.function or self._make(owner or type(instance))
+        if instance is None:
+            return function
+        return self.like_found(instance) if self.like_found else MethodType(function, instance)
+
+    def __reduce__(self) -> Any:
+        return Woven, self.spec
+
+    def _make(self, owner: type) -> Any:
+        cls = next(base for base in owner.__mro__ if vars(base).get(self.spec[0]) is self)
+        self.function, self.like_found = _wrapper(cls, *self.spec)
+        return self.function
+
+
+def weave(
+    cls: type, name: str, *, before: Any = None, after: Any = None, guard: str | None = None, again: bool = False
+) -> bool:
+    """Put an entry into a class, for which see `Woven`; nothing happens where it has no such method.
+
+    With ``again``, only an entry that has gone from a woven class is put back. Returns whether there is a new one.
+    """
+    own = vars(cls).get(name)
+    if (own is not None and again) or (own is None and not hasattr(cls, name)):
+        return False
+    if own is not None and not isinstance(own, Woven):
+        setattr(cls, _OWN + name, own)
+    elif again and _OWN + name in vars(cls):
+        delattr(cls, _OWN + name)
+    entry = Woven(name, before or _nothing, after or _nothing, guard or name)
+    setattr(cls, name, entry)
+    entry._make(cls)
+    return True
 
 
 def is_woven(method: Any) -> bool:
@@ -86,18 +98,90 @@ def is_woven(method: Any) -> bool:
     return hasattr(method, "_woven")
 
 
-def _taking_self(found: Any) -> Callable[..., Any]:
-    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return found.__get__(self, type(self))(*args, **kwargs)
-
-    return update_wrapper(method, found.__func__)
+def notes_of(instance: Any, guard: str) -> list[Any] | None:
+    """The notes of the call with this guard that is under way in this thread, if there is one."""
+    return _running.get((get_ident(), id(instance), guard))
 
 
-def _untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+def _wrapper(cls: type, name: str, before: Any, after: Any, guard: str) -> tuple[Any, Any]:
+    """The function that runs our parts beside the method, and what gives it the looks of a method of another kind."""
+    key = _OWN + name
+
+    def find(self: Any) -> Any:
+        own = vars(cls).get(key)
+        if own is not None:
+            bind = getattr(type(own), "__get__", None)
+            return bind(own, self, type(self)) if bind else own
+        # `%autoreload` may have set this very function on the class's older self.
+        place = cls if isinstance(self, cls) else next(base for base in type(self).__mro__ if name in vars(base))
+        return getattr(super(place, self), name)
+
+    def woven(self: Any, *args: Any, **kwargs: Any) -> Any:
+        __tracebackhide__ = True
+        own = cls.__dict__.get(key)
+        if own is None and isinstance(self, cls):
+            method = getattr(super(cls, self), name)
+        else:
+            method = MethodType(own, self) if type(own) is FunctionType else find(self)
+        call = (get_ident(), id(self), guard)
+        if call in _running:
+            return method(*args, **kwargs)
+        notes: list[Any] = []
+        watcher = _watch(None)
+        try:
+            _running[call] = notes  # within `try`: an interrupt right behind it must not leave it there
+            asked = before(self, args, kwargs)
+            if watcher is not None:
+                _watch(watcher)
+            output = method(*args, **kwargs)
+            if watcher is not None:
+                _watch(None)
+            after(self, asked, output, notes)
+        finally:
+            if watcher is not None:
+                _watch(watcher)
+            _running.pop(call, None)
+        return output
+
+    def like_found(self: Any) -> Any:
+        return _dress(lambda *args, **kwargs: woven(self, *args, **kwargs), find(self))
+
+    if guard == "step":
+        for function in (woven, Woven.__get__):
+            _untraced(function)
+    found = _without_us(cls, name)
+    return _dress(woven, found), None if isinstance(found, FunctionType) else like_found
+
+
+def _without_us(cls: type, name: str) -> Any:
+    """What lies in the class, or in the first of its bases that has it, for a method that we have not touched."""
+    for base in cls.__mro__:
+        found = vars(base).get(name)
+        if isinstance(found, Woven):
+            found = vars(base).get(_OWN + name)
+        if found is not None:
+            return found
+
+
+def _dress(function: Any, method: Any) -> Any:
+    """Make a function look like the method."""
+    # What a compiler has noted on the method would have it look through the function.
+    worn = hasattr(method, "_torchdynamo_orig_callable")
+    update_wrapper(function, method, updated=() if worn else ("__dict__",))
+    function.__wrapped__ = getattr(method, "__wrapped__", method)
+    function._woven = True
+    with suppress(TypeError, ValueError):  # it may be no function, but what gives one
+        function.__signature__ = inspect.signature(method)
+    return function
+
+
+def _nothing(*_: Any) -> None:
+    pass
+
+
+def _untraced(function: Any) -> None:
     """Keep `torch.compile` out of a function, but not out of those that it calls."""
-    from torch._dynamo import decorators  # Lightning has loaded it; before that, it would take seconds
+    from torch._dynamo.decorators import skip  # Lightning has loaded it; before that, it would take seconds
 
-    # What is public wraps the function, which costs each step a tenth more.
-    skip: Any = getattr(decorators, "skip", partial(torch.compiler.disable, recursive=False))
-    untraced: Callable[..., Any] = skip(function)
-    return untraced
+    # What is public wraps the function, which costs each step a tenth more, and from torch 2.8 on loses `self`.
+    skip(function)

@@ -1,51 +1,87 @@
-"""One running mean: torchmetrics' ``MeanMetric``, made exact."""
+"""One running mean: torchmetrics' ``MeanMetric``, made exact, and the losses that it has not yet summed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+# Summing costs a CPU some 200 microseconds, however many losses there are: at this number less than one for each.
+_WAITING = 256
+# What every mean begins with, wherever its losses lie: at rest it holds no tensor of its own.
+_ZERO = torch.zeros((), dtype=torch.float64, device="cpu")
+
 
 class ExactMean(MeanMetric):
     """``MeanMetric`` in float64 that keeps NaN and never reads the host.
 
     No ``nan_strategy`` does: ``"disable"`` ignores the weights (torchmetrics issue 3434), the others look at each value
-    from the host. And ``set_dtype(float64)`` does not survive a ``.to(device)``. So states and update are our own.
-
-    Args:
-        device: where the sums are kept. The CPU stands in for MPS, which has no float64.
+    from the host. And ``set_dtype(float64)`` does not survive a ``.to(device)``. So the sums are formed here; they lie
+    where the losses do.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        zero = torch.zeros((), dtype=torch.float64, device="cpu" if device.type == "mps" else device)
-        for state in ("mean_value", "weight"):
-            self.add_state(state, zero, dist_reduce_fx="sum")
+    waiting: list[tuple[Tensor, Any]]
+
+    def __init__(self) -> None:
+        super().__init__(sync_on_compute=False)
+        self._defaults.update(mean_value=_ZERO, weight=_ZERO)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew."""
+        super().reset()
+        vars(self).update(self._defaults, waiting=[])
 
     def update(self, value: Any, weight: Any = 1.0) -> None:
-        """Take in losses, a list of tensors without dimensions, and as many weights, numbers or such tensors.
+        """Take a loss, a tensor without dimensions that nobody changes any more, and its weight, such or a number."""
+        self.waiting.append((value, weight))
+        if len(self.waiting) >= _WAITING:
+            self.sum_up()
 
-        One weight below zero makes the sum of all weights NaN, so that whoever reads it can tell.
-        """
-        values, weights = self._vector(value), self._vector(weight)
-        weights = torch.where(weights < 0, torch.nan, weights)
-        # Not in place: a state that was made in inference mode could not be changed outside of it.
-        self.mean_value = self.mean_value + values.dot(weights)
-        self.weight = self.weight + weights.sum()
+    def compute(self) -> Tensor:
+        """The mean, float64, without dimensions; NaN before the first loss."""
+        self.sum_up()
+        return self.mean_value / self.weight
 
-    def totals(self) -> Tensor:
-        """sum(weight x loss) and sum(weight), float64, shape (2,)."""
-        return torch.stack([self.mean_value, self.weight])
+    def sum_up(self) -> None:
+        """Add the losses that wait to the sums."""
+        mean_value, weight = self.sums()
+        # All three at once: a signal handler that saves a checkpoint may run between any two lines.
+        vars(self).update(mean_value=mean_value, weight=weight, waiting=[])
 
-    def _vector(self, values: list[Any]) -> Tensor:
-        device = self.mean_value.device
-        if {int, float}.issuperset(map(type, values)):
-            # Without waiting for the device to be ready for it.
-            return torch.tensor(values, dtype=torch.float64).to(device, non_blocking=True)
-        if len({getattr(value, "dtype", None) for value in values}) > 1 or len({value.device for value in values}) > 1:
-            # Stacked as they are, some would be rounded to the type of others.
-            values = [torch.as_tensor(value, device=device).to(torch.float64) for value in values]
-        return torch.stack(values).to(device).to(torch.float64)
+    def sums(self) -> tuple[Tensor, Tensor]:
+        """sum(weight x loss) and sum(weight) over all losses, float64, without dimensions. Changes nothing."""
+        if not self.waiting:
+            return self.mean_value, self.weight
+        losses, weights = zip(*self.waiting)
+        # MPS has no float64.
+        device = _ZERO.device if losses[0].device.type == "mps" else losses[0].device
+        if len(losses) == 1 and type(weights[0]) is int and losses[0].device == device:
+            # Quicker, for a progress bar that asks after each step.
+            return torch.add(self.mean_value, losses[0], alpha=weights[0]), self.weight + weights[0]
+        values, factors = _vector(losses, device), _vector(weights, device)
+        if Tensor in set(map(type, weights)):
+            # One weight below zero makes the sum of all weights NaN, so that whoever reads it can tell.
+            factors = torch.where(factors < 0, torch.nan, factors)
+        # Not in place: a sum that was made in inference mode could not be changed outside of it.
+        return _to(self.mean_value, device) + values.dot(factors), _to(self.weight, device) + factors.sum()
+
+
+def _vector(items: Sequence[Any], device: torch.device) -> Tensor:
+    """Numbers and tensors without dimensions as one float64 tensor."""
+    kinds = set(map(type, items))
+    if kinds <= {int, float}:
+        return _to(torch.tensor(items, dtype=torch.float64), device)
+    # Of several types, some would be rounded to the type of others.
+    if kinds == {Tensor} and len({item.dtype for item in items}) == 1:
+        with suppress(RuntimeError):  # of several devices
+            return torch.stack(tuple(items)).to(device).to(torch.float64)
+    return torch.stack([torch.as_tensor(item, device=device).to(torch.float64) for item in items])
+
+
+def _to(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.to(device, non_blocking=True)  # without waiting for the device to be ready for it

@@ -1,9 +1,10 @@
-"""Reading the batches that steps are given and the outputs that they return."""
+"""Reading what steps are given, return and log: a loss, or the reason why there is none; a weight."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from numbers import Real
 from typing import Any
@@ -11,69 +12,116 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# What else a batch may be made of. Other things that can be iterated over (arrays, datasets, iterators) would have to
+# be read, at a price, to find a tensor in them.
+_COLLECTIONS = (tuple, list, set, frozenset, deque)
+# A longer collection that begins with a plain value holds nothing else.
+_LONG = 32
 
-def batch_size(batch: Any) -> int | None:
-    """The batch size that ``self.log`` would infer: the length of the first tensor, 1 if that has no dimensions.
 
-    Follows ``extract_batch_size`` of Lightning (``pytorch_lightning/utilities/data.py``), but stops at the first tensor
-    and leaves iterators alone, which can be read only once. ``None`` where there is no tensor.
+def batch_sizes(batch: Any) -> Iterator[int]:
+    """The batch size that each tensor of a batch tells: its length, 1 if it has no dimensions.
+
+    The first is the one that ``self.log`` would infer, but ``extract_batch_size`` of Lightning's ``utilities/data.py``
+    reads all that can be iterated.
     """
     if isinstance(batch, Tensor):
-        return batch.size(0) if batch.ndim else 1
-    items: Iterable[Any]
-    if isinstance(batch, (tuple, list)):  # the common case needs no look at the abstract classes
-        items = batch
+        yield batch.size(0) if batch.ndim else 1
+        return
+    items: Any = ()
+    if isinstance(batch, _COLLECTIONS):
+        if len(batch) <= _LONG or not isinstance(next(iter(batch)), (Real, str, bytes)):
+            items = batch
     elif isinstance(batch, Mapping):
         items = batch.values()
-    elif isinstance(batch, Iterable):
-        items = () if isinstance(batch, (str, bytes, Iterator)) else batch
-    else:
-        is_instance = is_dataclass(batch) and not isinstance(batch, type)
-        items = [getattr(batch, field.name) for field in fields(batch)] if is_instance else ()
+    elif is_dataclass(batch):
+        items = [getattr(batch, field.name, None) for field in fields(batch)]
     for item in items:
-        size = batch_size(item)
-        if size is not None:
-            return size
+        yield from batch_sizes(item)
+
+
+def batch_size(batch: Any) -> int | None:
+    """The batch size that ``self.log`` would infer; ``None`` where no tensor tells it."""
+    first = batch[0] if type(batch) in (list, tuple) and batch else batch
+    if isinstance(first, Tensor):  # the commonest batches need no search
+        return first.size(0) if first.ndim else 1
+    try:
+        return next(batch_sizes(batch), None)
+    except Exception:  # whatever a batch of unknown making may raise when it is looked through
+        return None
+
+
+def losses_in(
+    output: Any, logged: Mapping[str, Any], names: Mapping[str, tuple[str, ...]]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The losses that a step returned and logged, by key; and where there is none, the reason.
+
+    Args:
+        output: what the step returned; a bare tensor or number is ``"loss"``.
+        logged: what it logged, by name. What is returned comes first.
+        names: for each key under which names its loss may be found, the key itself first.
+
+    Returns:
+        The losses as in `as_loss`. No reason is given for what was left out on purpose, with ``None``.
+    """
+    returned = output if not isinstance(output, Tensor) and isinstance(output, Mapping) else {"loss": output}
+    losses, reasons = {}, {}
+    for key, aliases in names.items():
+        loss = as_loss(_first(returned, aliases))
+        if logged and not isinstance(loss, Tensor):
+            # Who logs names the curve, who returns names the loss.
+            seen = as_loss(_first(logged, aliases[::-1]))
+            loss = loss if seen is None else seen
+        if isinstance(loss, Tensor):
+            losses[key] = loss
+        elif loss is not None:
+            reasons[key] = f"gave {loss} for it, which is no real scalar"
+        elif output is not None and returned.keys().isdisjoint(aliases):
+            reasons[key] = described(output, logged)
+    return losses, reasons
+
+
+def _first(values: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    for name in names:
+        if name in values:
+            return values[name]
     return None
 
 
-def losses_in(output: Any, keys: tuple[str, ...]) -> dict[str, Tensor]:
-    """The losses of a step output by key, as detached copies without dimensions. A bare tensor is ``"loss"``."""
-    if isinstance(output, Tensor):
-        output = {"loss": output}
-    elif not isinstance(output, Mapping):
-        return {}
-    losses = {}
-    for key in keys:
-        loss = output.get(key)
-        if isinstance(loss, Tensor):
-            if type(loss) is not Tensor and hasattr(loss, "full_tensor"):
-                loss = loss.full_tensor()  # a DTensor, which is the same on every rank of its mesh
-            if loss.numel() == 1 and not loss.is_complex():
+def as_loss(value: Any) -> Tensor | str | None:
+    """The value as a detached copy without dimensions; what it is, if it is no loss; ``None`` for ``None``."""
+    if value is None:
+        return None
+    try:
+        if isinstance(value, Tensor):
+            if type(value) is not Tensor or value.layout is not torch.strided:
+                value = _plain(value)
+            if value.numel() == 1 and not value.is_complex() and not value.is_meta:
                 # A copy, for the memory of an output may be written again: by the user, or by a replayed CUDA graph.
                 # Through `data`, which is quicker than `detach()`.
-                loss = loss.data.clone()
-                losses[key] = loss.reshape(()) if loss.ndim else loss
-        elif isinstance(loss, Real):
-            losses[key] = torch.tensor(float(loss), dtype=torch.float64)
-    return losses
+                copy: Tensor = value.data.clone()
+                return copy.reshape(()) if copy.ndim else copy
+            return f"a {type(value).__name__} of shape {tuple(value.shape)}{' without values' * value.is_meta}"
+        if isinstance(value, Real) or getattr(value, "ndim", None) == 0:
+            return torch.tensor(float(value), dtype=torch.float64)
+    except Exception as error:  # whatever a value of unknown making may raise: recording must not
+        return f"a {type(value).__name__} that cannot be read ({error})"
+    return f"a {type(value).__name__}"
 
 
-def why_missing(output: Any, key: str) -> str | None:
-    """Why `losses_in` found no such loss, for a message; ``None`` if the step meant to give none."""
-    if output is None:
-        return None
-    if isinstance(output, Tensor):
-        output = {"loss": output}
-    elif not isinstance(output, Mapping):
-        return f"returned a {type(output).__name__}, not a tensor or a dict"
-    if key not in output:
-        return f"returned only {', '.join(map(repr, output)) or 'an empty dict'}"
-    loss = output[key]
-    if loss is None:
-        return None
-    shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""
-    return f"returned no real scalar for it but a {type(loss).__name__}{shape}"
+def _plain(value: Tensor) -> Tensor:
+    if hasattr(value, "full_tensor"):
+        value = value.full_tensor()  # a DTensor, which is the same on every rank of its mesh
+    with torch._C.DisableTorchFunctionSubclass():
+        return value.detach().to_dense().as_subclass(Tensor)
+
+
+def described(output: Any, logged: Mapping[str, Any]) -> str:
+    """What a step returned and logged, for a message."""
+    returned = None if output is None else f"only a {type(output).__name__}"
+    if isinstance(output, Mapping):
+        returned = f"only {', '.join(map(repr, output))}" if output else "an empty dict"
+    return f"returned {returned}" + (f" and logged {', '.join(map(repr, logged))}" if logged else "")
 
 
 def checked_weight(weight: Any, owner: str) -> float | Tensor:
@@ -83,14 +131,11 @@ def checked_weight(weight: Any, owner: str) -> float | Tensor:
     """
     if isinstance(weight, Tensor):
         if weight.numel() != 1 or weight.is_complex():
-            raise TypeError(
-                f"{owner}.epoch_loss_weight must return one number, not a tensor of shape {tuple(weight.shape)}"
-            )
-        copy = weight.detach().clone() if weight.requires_grad else weight.clone()
+            raise TypeError(f"{owner}.epoch_loss_weight must return one number, not a tensor of {tuple(weight.shape)}")
+        copy = weight.data.clone()
         return copy.reshape(()) if copy.ndim else copy
     if not isinstance(weight, Real):
         raise TypeError(f"{owner}.epoch_loss_weight must return a number, not {weight!r}")
-    number = float(weight)
-    if not 0 <= number < math.inf:
-        raise ValueError(f"{owner}.epoch_loss_weight must return a finite number not below zero, not {number}")
-    return number
+    if not 0 <= float(weight) < math.inf:
+        raise ValueError(f"{owner}.epoch_loss_weight must return a finite number not below zero, not {weight}")
+    return float(weight)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import Any
 
 try:
@@ -15,77 +16,49 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("plot_epoch_losses needs matplotlib: pip install 'epoch-mixin[plot]'") from error
 
-_STYLE: dict[str, Any] = {
-    "train": {"linestyle": "-", "fillstyle": "full"},
-    "val": {"linestyle": "--", "fillstyle": "none", "alpha": 0.7},
-}
-# In a longer curve only the points that no line reaches wear a marker.
-_MARKED = 50
+_VALIDATION = re.compile(r"val_(.+?)(?:/dataloader_idx_(\d+))?", re.DOTALL)
+# The stages of a key share a colour. Pale and dark tells them apart where 500 noisy epochs hide the dashes.
+_TRAIN: dict[str, Any] = {"linestyle": "-", "marker": "o", "linewidth": 2, "alpha": 0.5}
+_VAL: dict[str, Any] = {"linestyle": "--", "marker": "o", "linewidth": 1.2, "fillstyle": "none"}
+# What the dataloaders of a validation have instead, in turn.
+_LOADERS: list[dict[str, Any]] = [
+    {"linestyle": ":", "marker": "s"},
+    {"linestyle": (0, (8, 4)), "marker": "D"},
+    {"linestyle": "-.", "marker": "p"},
+]
+# What has no place on the y axis: its marker, and its height in the axes, whatever the limits and the scale.
+_NOT_FINITE = {"nan": ("x", 0.97), "inf": ("^", 0.92), "-inf": ("v", 0.03)}
+_EMPTY = "no epoch\nhas ended yet"
 
 
 def plot(
-    history: Mapping[str, Sequence[float]], val_epochs: Mapping[str, Sequence[int]], ax: Axes | None = None
+    history: Mapping[str, Sequence[float]],
+    val_epochs: Mapping[str, Sequence[int]],
+    ax: Axes | None = None,
+    label: str | None = None,
 ) -> tuple[Figure, Axes]:
-    """Draw `Recorder.history`, its validation at `Recorder.val_epochs`, on ``ax`` or in a new figure."""
-    if ax is None:
-        ax = plt.subplots()[1]
-    training = [name for name in history if history[name] and not _is_validation(name, history, val_epochs)]
-    validation = [name for name in history if history[name] and name not in training]
-    colors: dict[str, Any] = {}
-    for name in training + validation:
-        losses = history[name]
-        marked = _marked(losses)
-        if name in training:
-            key, stage = name, "train"
-            x = [float(epoch) for epoch in range(len(losses))]
-        else:
-            key, stage = name.removeprefix("val_"), "val"
-            x = _spread(val_epochs.get(name, ()), len(losses))
-        (line,) = ax.plot(
-            x,
-            losses,
-            label=f"{key} ({stage})",
-            color=colors.get(key),
-            marker="o" if marked else "",
-            markevery=marked,
-            markersize=5,
-            **_STYLE[stage],
-        )
-        colors[key] = line.get_color()
-    ax.xaxis.set_major_locator(_EpochTicks(integer=True, min_n_ticks=1))
-    ax.set_xlabel("epoch (from 0)")
-    ax.set_ylabel("mean loss (own unit)")
-    if colors:
-        ax.legend()
-    return ax.figure.figure, ax
+    """Draw `History.means`, its validation at `History.val_epochs`, on ``ax`` or in a new figure.
 
-
-class _EpochTicks(MaxNLocator):
-    """No tick at -1, where the margin left of the first epoch's validation runs may reach."""
-
-    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
-        return [tick for tick in super().tick_values(vmin, vmax) if tick >= 0]
-
-
-def _is_validation(name: str, history: Mapping[str, Any], val_epochs: Mapping[str, Any]) -> bool:
-    # A training key may begin like this too; and a user may have added a curve that was never recorded.
-    return name in val_epochs or (name.startswith("val_") and name.removeprefix("val_") in history)
-
-
-def _spread(epochs: Sequence[int], runs: int) -> list[float]:
-    """Where validation runs lie: those in training epoch k evenly over (k - 1, k], so that the last is at k.
-
-    A user who has cleared the history left its latest runs; of one who has added to it no epochs are known.
+    ``label`` names the run in the legend.
     """
-    epochs = epochs[len(epochs) - runs :] if len(epochs) >= runs else range(runs)
-    x: list[float] = []
-    for epoch, group in groupby(epochs):
-        number = len(list(group))
-        x += [epoch - 1 + run / number for run in range(1, number + 1)]
-    return x
-
-
-def _marked(losses: Sequence[float]) -> list[int]:
-    """The points that wear a marker: all of a short curve, else those without a finite neighbour."""
-    finite = [False, *map(math.isfinite, losses), False]
-    return [i for i in range(len(losses)) if len(losses) <= _MARKED or not (finite[i] or finite[i + 2])]
+    ax = plt.subplots()[1] if ax is None else ax
+    colors: dict[str, Any] = {}
+    # A training key may begin like validation too; and a user may have added a curve that was never recorded.
+    matches = filter(None, map(_VALIDATION.fullmatch, history))
+    validation = {match[0]: match for match in matches if match[0] in val_epochs or match[1] in history}
+    for name in sorted(filter(history.get, history), key=validation.__contains__):
+        key, stage, style, losses = name, "train", _TRAIN, history[name]
+        x: Sequence[float] = range(len(losses))
+        if name in validation:
+            key, loader = validation[name].groups()
+            stage = f"val, dataloader {loader}" if loader else "val"
+            style = _VAL | (_LOADERS[int(loader) % len(_LOADERS)] if loader else {})
+            x = _spread(val_epochs.get(name, ()), len(losses))
+            losses = losses[-len(x) :]
+        text = f"{key} ({stage})" if label is None else f"{label}: {key} ({stage})"
+        # In a longer curve only the points that no line reaches wear a marker.
+        finite = [False, *map(math.isfinite, losses), False]
+        alone = [i for i in range(len(losses)) if len(losses) <= 50 or finite[i : i + 3] == [False, True, False]]
+        style = style | {"markersize": 5, "markevery": alone, "color": colors.get(key)} | ({} if alone else {"marker": ""})
+        colors[key] = ax.plot(x, losses, label=text, **style)[0].get_color()
+    return ax.figure.figure, ax

@@ -1,204 +1,266 @@
-"""The open epochs and the history of both stages, and their saved form."""
+"""Open epochs, ended epochs, and the history that they are settled into. Knows nothing of Lightning.
+
+An epoch *begins*, takes the losses of its steps, and *ends* on this rank as plain data, the sums of each key. Where all
+ranks meet, what each of them ended is put `together` and *settled*: written into the history.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from numbers import Real
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.utilities import rank_zero_warn
 
 from epoch_mixin._mean import ExactMean
+from epoch_mixin._warn import warn
 
-Weight: TypeAlias = "float | Tensor"
-Totals = dict[str, tuple[float, float]]
-# Takes this rank's totals, one row a key, and returns those of all ranks.
-Reduce = Callable[[Tensor], Tensor]
-
-_PREFIX = {"train": "", "val": "val_"}
-
-# Taking losses in costs a CPU some 200 microseconds, however many they are: at this number less than one for each.
-_WAITING = 256
+# sum(weight x loss) and sum(weight) of each key that had a loss.
+Totals = dict[str, list[float]]
+# Validation ends first, and belongs to the training epoch that is settled after it.
+STAGES = ("val", "train")
+# Between a key and the number of the dataloader that its losses come from, as Lightning writes it.
+LOADER = "/dataloader_idx_"
 
 
+@dataclass
 class OpenEpoch:
     """An epoch that has begun and not ended.
 
-    The losses of its latest steps wait to be taken in together: that is what makes recording one cheap.
-
     Args:
-        mark: tells this epoch from the next one of its stage; ``None`` if nobody said when it began.
-        brought: the totals over all ranks of steps that were made before a checkpoint.
+        mark: tells this epoch of a Trainer from the next one of its stage; ``None`` in a loop by hand.
+        begins: where its sums begin: what a checkpoint brought, over all ranks.
+        means: the sums of its steps on this rank.
     """
 
-    def __init__(self, mark: int | None = None, brought: Totals | None = None) -> None:
-        self.mark = mark
-        self.brought = brought or {}
-        self._means: dict[str, ExactMean] = {}
-        self._waiting: list[dict[str, Tensor]] = []
-        self._weights: list[Weight] = []
-
-    def add(self, losses: dict[str, Tensor], weight: Weight) -> None:
-        """Record the losses of a step: detached, without dimensions, never to be changed again."""
-        self._waiting.append(losses)
-        self._weights.append(weight)
-        if len(self._waiting) >= _WAITING:
-            self._take_in()
+    mark: int | None = None
+    begins: Totals = field(default_factory=dict)
+    means: dict[str, ExactMean] = field(default_factory=dict)
 
     def mean(self, key: str) -> Tensor:
-        """The mean so far on this rank, without dimensions; NaN before the first loss."""
-        self._take_in()
-        total, weight = self.brought.get(key, (0.0, 0.0))
-        if key not in self._means:
+        """The mean so far on this rank, float64, without dimensions; NaN before the first loss."""
+        total, weight = self.begins.get(key, (0.0, 0.0))
+        if key not in self.means:
             return torch.tensor(total / weight if weight else math.nan, dtype=torch.float64)
-        metric = self._means[key]
-        return (metric.mean_value + total) / (metric.weight + weight)
+        mean = self.means[key]
+        mean.sum_up()
+        return (mean.mean_value + total) / (mean.weight + weight) if weight else mean.mean_value / mean.weight
 
-    def totals(self, keys: tuple[str, ...], reduce: Reduce) -> Totals:
-        """sum(weight x loss) and sum(weight) of each key over all ranks: one reduction, one look at the device."""
-        self._take_in()
-        pairs = [self._means[key].totals() if key in self._means else None for key in keys]
-        device = next((pair.device for pair in pairs if pair is not None), torch.device("cpu"))
-        none = torch.zeros(2, dtype=torch.float64, device=device)
-        rows = reduce(torch.stack([none if pair is None else pair.to(device) for pair in pairs])).tolist()
-        before = [self.brought.get(key, (0.0, 0.0)) for key in keys]
-        return {key: (a[0] + b[0], a[1] + b[1]) for key, a, b in zip(keys, rows, before, strict=True)}
-
-    def _take_in(self) -> None:
-        waiting, weights = self._waiting, self._weights
-        self._waiting, self._weights = [], []
-        for key in set().union(*waiting):
-            steps = [step for step, losses in enumerate(waiting) if key in losses]
-            losses = [waiting[step][key] for step in steps]
-            if key not in self._means:
-                self._means[key] = ExactMean(losses[0].device)
-            self._means[key].update(losses, [weights[step] for step in steps])
+    def totals(self, first: bool) -> Totals:
+        """The sums so far, with one look at the device; on the ``first`` rank with what a checkpoint brought."""
+        sums = [part for mean in self.means.values() for part in mean.sums()]
+        numbers = iter(torch.stack([part.to(sums[0].device) for part in sums]).tolist() if sums else ())
+        own = {key: [total, weight] for key, total, weight in zip(self.means, numbers, numbers)}
+        return _summed([own, self.begins if first else {}])
 
 
-class Recorder:
-    """All that is known of a model's losses.
+class Run:
+    """The epochs of one runner: a Trainer's, or those of loops by hand.
+
+    Attributes:
+        open: the open epoch of each stage that has one.
+        ended: for each stage the totals of the epochs that have ended and are not settled.
+        words: for each stage what a step that gave no loss returned and logged, for a message.
+        sizes: for each stage the batch sizes that the tensors of its first batch tell.
+    """
+
+    def __init__(self) -> None:
+        self._idle: list[ExactMean] = []
+        self.open: dict[str, OpenEpoch] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what is not settled."""
+        for stage in STAGES:
+            self._drop(stage)
+        self.ended: dict[str, list[Totals]] = {stage: [] for stage in STAGES}
+        self.words: dict[str, str] = {}
+        self.sizes: dict[str, list[int]] = {}
+
+    def begin(self, stage: str, mark: int | None = None) -> OpenEpoch:
+        """Open an epoch in place of one that may be open."""
+        self._drop(stage)
+        epoch = self.open[stage] = OpenEpoch(mark)
+        return epoch
+
+    def add(self, epoch: OpenEpoch, losses: Mapping[str, Tensor], weight: float | Tensor) -> None:
+        """Record the losses of a step: detached, without dimensions, never to be changed again."""
+        for key, loss in losses.items():
+            if key not in epoch.means:
+                epoch.means[key] = self._idle.pop() if self._idle else ExactMean()
+            # Past the bookkeeping that torchmetrics puts around it, which costs more than all the rest.
+            ExactMean.update(epoch.means[key], loss, weight)
+
+    def end(self, stage: str, first: bool = True) -> None:
+        """End the stage's epoch on this rank. A training epoch ends the validation that nobody ended."""
+        if stage == "train" and "val" in self.open:
+            self.end("val", first)
+        self.ended[stage].append(self.open.get(stage, OpenEpoch()).totals(first))
+        self._drop(stage)
+
+    def state(self, first: bool = True, with_open: bool = True) -> dict[str, Any]:
+        """What is not settled, in plain types."""
+        epochs = self.open.items() if with_open else ()
+        opened = {stage: {"mark": epoch.mark, "totals": epoch.totals(first)} for stage, epoch in epochs}
+        return {"open": opened, "ended": {stage: list(totals) for stage, totals in self.ended.items()}}
+
+    def _drop(self, stage: str) -> None:
+        epoch = self.open.pop(stage, OpenEpoch())
+        for mean in epoch.means.values():
+            mean.reset()
+            self._idle.append(mean)
+
+
+def together(states: list[dict[str, Any]], share: float) -> dict[str, Any]:
+    """Put together what the ranks have not settled.
+
+    Args:
+        states: `Run.state` of each rank.
+        share: how much each counts: less than 1 where ranks share one copy of the model, so that all made its steps.
+    """
+    opened, ended = {}, {}
+    for stage in STAGES:
+        # A rank may have passed a validation run by.
+        runs = zip_longest(*(state["ended"][stage] for state in states), fillvalue={})
+        ended[stage] = [_summed(totals, share) for totals in runs]
+        epochs = [state["open"][stage] for state in states if stage in state["open"]]
+        if epochs:
+            opened[stage] = {**epochs[0], "totals": _summed([epoch["totals"] for epoch in epochs], share)}
+    return {"open": opened, "ended": ended}
+
+
+def _summed(parts: Iterable[Totals], share: float = 1.0) -> Totals:
+    sums: Totals = {}
+    for key, (total, weight) in (item for part in parts for item in part.items()):
+        before = sums.get(key, (0.0, 0.0))
+        sums[key] = [before[0] + total * share, before[1] + weight * share]
+    return sums
+
+
+class History:
+    """The means of the settled epochs.
 
     Args:
         owner: the name of the model's class, for messages.
 
     Attributes:
-        history: the means of the ended epochs; validation under ``val_`` and the key.
-        val_epochs: for each validation key the training epoch that each of its values belongs to.
-        open: the open epoch of each stage that has one.
-        ended: validation epochs of this rank that have ended but not yet met those of the other ranks.
+        means: by name: a key, with ``val_`` before it for validation, and a dataloader's number behind.
+        val_epochs: for each validation name the training epoch that each of its values belongs to.
+        given: the keys that training has ever given.
     """
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
-        self.history: dict[str, list[float]] = {}
+        self.means: dict[str, list[float]] = {}
         self.val_epochs: dict[str, list[int]] = {}
-        self.open: dict[str, OpenEpoch] = {}
-        self.ended: list[OpenEpoch] = []
+        self.given: set[str] = set()
         self._warned: set[str] = set()
 
     def warn_once(self, topic: str, message: str) -> None:
         if topic not in self._warned:
             self._warned.add(topic)
-            rank_zero_warn(f"{self.owner}{message}", UserWarning)
+            warn(f"{self.owner}{message}")
 
-    def begin(self, stage: str, keys: tuple[str, ...], mark: int | None = None) -> OpenEpoch:
-        """Open an epoch in place of one that may be open."""
-        if stage == "train":
-            for key in keys:  # now, for validation ends first and would come before them
-                self.history.setdefault(key, [])
-        epoch = self.open[stage] = OpenEpoch(mark)
-        return epoch
+    def epochs(self, keys: Iterable[str]) -> int:
+        """How many training epochs are settled: as many as the first key has, or else the longest of all."""
+        lengths = [len(self.means[key]) for key in keys if key in self.means]
+        others = [len(means) for name, means in self.means.items() if name not in self.val_epochs]
+        return next(iter(lengths or sorted(others)[::-1]), 0)
 
-    def close(self, stage: str, keys: tuple[str, ...], reduce: Reduce) -> None:
-        """End the stage's epoch and write its means into the history.
+    def settle(self, ended: Mapping[str, list[Totals]], words: Mapping[str, str], keys: tuple[str, ...]) -> None:
+        """Write the means of ended epochs.
 
-        A training epoch without a loss is NaN, so that the index stays the epoch; a validation without one leaves
-        nothing.
+        A training epoch without a loss is NaN, so that the index stays the epoch. A validation without one leaves
+        nothing, nor does training for a key that only validation gives.
+
+        Args:
+            ended: as in `Run`.
+            words: as in `Run`.
+            keys: the keys to record; those that another rank gave come with its totals.
 
         Raises:
             ValueError: a weight was negative or not finite.
         """
-        totals = self.open.pop(stage, OpenEpoch()).totals(keys, reduce)
-        epoch = len(self.history.get(keys[0], []))
-        for key, (total, weight) in totals.items():
-            if not math.isfinite(weight):
-                fault = f"a negative number, NaN or infinity in epoch {epoch}"
-                raise ValueError(f"{self.owner}.epoch_loss_weight returned {fault}")
-            name = _PREFIX[stage] + key
-            if weight:
-                self.history.setdefault(name, []).append(total / weight)
-                if stage == "val":
-                    self.val_epochs.setdefault(name, []).append(epoch)
-            elif stage == "train":
-                self.history.setdefault(name, []).append(math.nan)
-                self.warn_once("nan", f": no step of epoch {epoch} gave a loss for {key!r}, so its mean is nan")
+        for stage in STAGES:
+            for totals in ended[stage]:
+                epoch = self.epochs(keys)
+                if not all(math.isfinite(weight) for _, weight in totals.values()):
+                    fault = f"a negative number, NaN or infinity in epoch {epoch}"
+                    raise ValueError(f"{self.owner}.epoch_loss_weight returned {fault}")
+                means = {key: total / weight for key, (total, weight) in _by_loader(totals).items() if weight}
+                settle = self._settle_training if stage == "train" else self._settle_validation
+                settle(epoch, keys, totals, means, words.get(stage))
 
-    def state(self, keys: tuple[str, ...], reduce: Reduce) -> dict[str, Any]:
-        """Everything in plain types, the open epochs as totals over all ranks."""
-        return {
-            "history": {name: list(losses) for name, losses in self.history.items()},
-            "val_epochs": {name: list(epochs) for name, epochs in self.val_epochs.items()},
-            "open": {
-                stage: {
-                    "mark": epoch.mark,
-                    "totals": {key: list(pair) for key, pair in epoch.totals(keys, reduce).items()},
-                }
-                for stage, epoch in self.open.items()
-            },
-        }
+    def pad(self, keys: Iterable[str], epochs: int) -> None:
+        """Make the next training epoch lie at the index ``epochs``, with NaN where nothing is known."""
+        missing = epochs - self.epochs(keys)
+        if missing > 0:
+            self.warn_once("pad", f": the checkpoint holds no loss of the last {missing} of {epochs} epochs: nan")
+            for key in keys:
+                self._append(key, math.nan, epochs - 1)
 
-    def load(self, record: Any) -> None:
-        """Take on a saved state in place of the present one.
+    def records(self, keys: Iterable[str]) -> list[dict[str, float]]:
+        """One row a training epoch."""
+        rows: list[dict[str, float]] = [{"epoch": epoch} for epoch in range(self.epochs(keys))]
+        for name, means in self.means.items():
+            # From behind: a user may have cleared what was before.
+            pairs = list(zip(reversed(self.val_epochs.get(name, range(len(means)))), reversed(means)))
+            for epoch, mean in reversed(pairs):
+                if epoch < len(rows):
+                    rows[epoch][name] = mean
+        return rows
 
-        Raises:
-            ValueError: the record has another shape; nothing is changed.
-        """
-        history = _field(record, "history", Mapping)
-        val_epochs = _field(record, "val_epochs", Mapping)
-        saved = _field(record, "open", Mapping)
-        for name in history:
-            _numbers(history, name, "history")
-        for name in val_epochs:
-            _numbers(val_epochs, name, "val_epochs")
-        open_epochs = {}
-        for stage in saved:
-            if stage not in _PREFIX:
-                raise ValueError(f"open.{stage} is no stage")
-            epoch = _field(saved, stage, Mapping, "open")
-            mark = _field(epoch, "mark", (int, type(None)), f"open.{stage}")
-            totals = _field(epoch, "totals", Mapping, f"open.{stage}")
-            for key in totals:
-                pair = _numbers(totals, key, f"open.{stage}.totals")
-                if len(pair) != 2 or not 0 <= pair[1] < math.inf:
-                    raise ValueError(f"open.{stage}.totals.{key} must be a total and a weight, not {pair!r}")
-            open_epochs[stage] = OpenEpoch(mark, {key: (pair[0], pair[1]) for key, pair in totals.items() if pair[1]})
-        # A user may hold these lists: their contents change, not the objects.
-        for name in set(self.history) - set(history):
-            self.history.pop(name).clear()
-        for name, losses in history.items():
-            self.history.setdefault(name, [])[:] = losses
-        self.val_epochs = {name: list(epochs) for name, epochs in val_epochs.items()}
-        self.open = open_epochs
-        self.ended = []
+    def _settle_validation(self, epoch: int, keys: Any, totals: Totals, means: dict[str, float], word: Any) -> None:
+        for key, mean in means.items():
+            values = self.means.setdefault("val_" + key, [])
+            epochs = self.val_epochs.setdefault("val_" + key, [])
+            del epochs[: max(0, len(epochs) - len(values))]  # of values that a user has cleared
+            values.append(mean)
+            epochs.append(epoch)
+        if word and not means:
+            hint = f'validation_step {word}; return the loss, or self.log("val_loss", ...)'
+            self.warn_once("val", f": no step of a validation gave a loss: {hint}")
 
+    def _settle_training(self, epoch: int, keys: Any, totals: Totals, means: dict[str, float], word: Any) -> None:
+        self.given.update(means)
+        for key in dict.fromkeys((*keys, *means)):
+            if means and key not in self.given and "val_" + key in self.means:
+                self.means.pop(key, None)
+                continue
+            self._append(key, means.get(key, math.nan), epoch)
+            if key not in means and (word or totals):  # a Trainer may pass an epoch by, after some resumes
+                why = 'did the step return it, or self.log("train_loss", ...) it?'
+                why = "the weights of its steps are all 0" if key in totals else why if totals else f"it {word}; {why}"
+                self.warn_once("nan", f": no step of epoch {epoch} gave a loss for {key!r}, so its mean is nan: {why}")
 
-def _field(record: Any, name: str, kind: Any, where: str = "") -> Any:
-    path = f"{where}.{name}" if where else name
-    if not isinstance(record, Mapping) or name not in record:
-        raise ValueError(f"{path} is missing")
-    if not isinstance(record[name], kind):
-        raise ValueError(f"{path} must not be {record[name]!r}")
-    return record[name]
+    def _append(self, name: str, mean: float, epoch: int) -> None:
+        """Write a training mean at its index."""
+        if name not in self.means:
+            # Training is listed before validation.
+            validation = {name: self.means.pop(name) for name in self.val_epochs if name in self.means}
+            self.means.update({name: [math.nan] * epoch}, **validation)
+        elif values := self.means[name]:  # in an empty list the user has cleared it, to start afresh
+            values += [math.nan] * (epoch - len(values))
+        self.means[name].append(mean)
 
 
-def _numbers(record: Mapping[str, Any], name: str, where: str) -> list[float]:
-    if not isinstance(name, str):
-        raise ValueError(f"{where} must have names that are strings, not {name!r}")
-    values: list[float] = _field(record, name, list, where)
-    for value in values:
-        if not isinstance(value, Real):
-            raise ValueError(f"{where}.{name} must hold numbers, not {value!r}")
-    return values
+def _by_loader(totals: Totals) -> Totals:
+    """The totals of each key over all dataloaders, and where there are several, those of each."""
+    pooled = _summed({key.partition(LOADER)[0]: pair} for key, pair in totals.items())
+    return {**pooled, **totals} if len({key.partition(LOADER)[2] for key in totals}) > 1 else pooled
+
+
+class Recorder:
+    """All that is known of a model's losses.
+
+    What no Trainer ran belongs to no Trainer's epoch, so loops by hand have a run of their own.
+    """
+
+    def __init__(self, owner: str) -> None:
+        self.history = History(owner)
+        self.fit = Run()
+        self.by_hand = Run()
+        self.resumed = False  # whether the fit goes on from a checkpoint, so that the index of an epoch is known

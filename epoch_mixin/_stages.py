@@ -1,0 +1,401 @@
+"""The stages as Lightning runs them. The one file that knows Lightning's loops, ranks, checkpoints and launchers.
+
+The life of an epoch: it *begins* with Lightning's start hook, unless a checkpoint has brought this very one to go on
+with. Each step that Lightning calls *adds* the losses that it returned or logged. It *ends* on this rank with the end
+hook, ahead of the user's own; where Lightning skips that hook, after some resumes, the next beginning ends it. It is
+*settled*, written into the history, where all ranks meet: at the end of a training epoch, and of a validation if no
+rank can be elsewhere. A *save* takes along what is not settled, summed over the ranks, and a *resume* goes on there.
+Without a Trainer at work the hooks that the user calls do the same, in a run of their own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from epoch_mixin._hooks import is_woven, notes_of, weave
+from epoch_mixin._outputs import batch_size, batch_sizes, checked_weight, described, losses_in
+from epoch_mixin._record import restore, saved
+from epoch_mixin._recorder import LOADER, OpenEpoch, Run, together
+
+if TYPE_CHECKING:
+    from pytorch_lightning import LightningModule, Trainer
+
+    from epoch_mixin.mixin import EpochLossMixin
+
+    class Module(EpochLossMixin, LightningModule):
+        """What the mixin is woven into."""
+
+
+# Where a checkpoint keeps the record.
+_RECORD = "epoch_mixin"
+# What ranks tell each other is no longer than this, as a rule: all know its length without asking.
+_MESSAGE = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A part of a fit whose steps are recorded.
+
+    Args:
+        name: its name in the record.
+        running: what Lightning calls it while it runs (`RunningStage` of ``trainer/states.py``).
+        step: its step.
+        hooks: how the names of its hooks begin.
+        titles: what people write before a loss that they log.
+        mark: tells its epochs apart, before a resume and after.
+    """
+
+    name: str
+    running: str
+    step: str
+    hooks: str
+    titles: tuple[str, ...]
+    mark: Callable[[Trainer], int]
+
+
+TRAIN = Stage("train", "train", "training_step", "on_train", ("train", "training"), lambda it: it.current_epoch)
+# Batches, for under gradient accumulation several validations may share one global step.
+VAL = Stage(
+    "val",
+    "validate",
+    "validation_step",
+    "on_validation",
+    ("val", "valid", "validation"),
+    lambda it: it.fit_loop.total_batch_idx,
+)
+
+
+def weave_into(cls: type, again: bool = False) -> list[str]:
+    """Weave recording into a class, or what has gone since into one that was woven; return the methods' names."""
+    parts: dict[str, dict[str, Any]] = {
+        "test_step": {"guard": "step"},
+        "predict_step": {"guard": "step"},
+        "log": {"before": _listen},
+        "log_dict": {"before": _listen},
+        "setup": {"before": _set_up},
+        # A fit that goes on in an epoch's middle has no other start.
+        "on_train_start": {"before": partial(_begin, TRAIN, "on_train_start")},
+        "on_fit_end": {"before": _end_brought},
+        "on_save_checkpoint": {"before": _save},
+        "on_load_checkpoint": {"before": _load},
+        "teardown": {"after": _send_home},
+        "load_state_dict": {"before": _come_home},
+    }
+    for stage in (TRAIN, VAL):
+        parts[stage.step] = {"before": partial(_ask, stage), "after": partial(_record, stage), "guard": "step"}
+        for name, part in ((f"{stage.hooks}_epoch_start", _begin), (f"{stage.hooks}_epoch_end", _end)):
+            parts[name] = {"before": partial(part, stage, name)}
+    return [name for name, part in parts.items() if weave(cls, name, again=again, **part)]
+
+
+def check_keys(keys: Any, owner: str) -> None:
+    """Raise if ``owner.epoch_loss_keys`` are none."""
+    if not (isinstance(keys, tuple) and keys and all(isinstance(key, str) for key in keys)):
+        raise TypeError(f'{owner}.epoch_loss_keys must be a tuple of strings such as ("loss",), not {keys!r}')
+    if len({*keys, *("val_" + key for key in keys)}) < 2 * len(keys):
+        raise ValueError(f"{owner}.epoch_loss_keys has keys that share a name in the history: {keys!r}")
+
+
+def running_epoch(module: Module) -> OpenEpoch:
+    """The open training epoch of who is at work; at rest that of a loop by hand, or one that was interrupted."""
+    recorder = module._epoch_recorder
+    runs = (recorder.fit,) if _trainer(module) else (recorder.by_hand, recorder.fit)
+    return next((run.open["train"] for run in runs if "train" in run.open), OpenEpoch())
+
+
+def _trainer(module: Module) -> Trainer | None:
+    """The Trainer that is at work on the module, if there is one."""
+    trainer = module.__dict__.get("_trainer")
+    if trainer is None:
+        return None
+    state = getattr(trainer, "state", None)
+    # A test may have put a mock in its place. `_value_` is there at once; comparing enums takes longer than the rest.
+    at_work = isinstance(getattr(state, "stage", None), str) and cast(Any, state).status._value_ == "running"
+    return cast("Trainer", trainer) if at_work else None
+
+
+def _fitting(module: Module) -> Trainer | None:
+    trainer = _trainer(module)
+    return trainer if trainer is not None and trainer.state.fn == "fit" else None
+
+
+def _run_of(stage: Stage, called: str, module: Module) -> Run | None:
+    """Whose run a call of a method belongs to; ``None`` if it is not to be recorded.
+
+    Where a Trainer is at work, only what it calls itself, in this stage of a fit.
+    """
+    trainer = _trainer(module)
+    if trainer is None:
+        return module._epoch_recorder.by_hand
+    state: Any = trainer.state
+    ours = state.stage._value_ == stage.running and state.fn._value_ == "fit" and module._current_fx_name == called
+    return module._epoch_recorder.fit if ours else None
+
+
+def _ask(stage: Stage, module: Module, args: Any, kwargs: Any) -> tuple[Any, ...] | None:
+    """Ahead of a step, ask what its batch counts, for the step may change it; ``None`` for one that is not recorded."""
+    run = _run_of(stage, stage.step, module)
+    if run is None:
+        return None
+    batch = args[0] if args else kwargs.get(next(iter(inspect.signature(getattr(module, stage.step)).parameters), ""))
+    loader = args[2] if len(args) > 2 else kwargs.get("dataloader_idx") if kwargs else None
+    # An iterator must be left alone.
+    weighed = None if hasattr(batch, "__next__") else _weigh(stage, module, run, batch)
+    return run, batch, loader, weighed
+
+
+def _weigh(stage: Stage, module: Module, run: Run, batch: Any) -> tuple[float | Tensor | None, int | None]:
+    """What the user says that a batch counts, if ``epoch_loss_weight`` is overridden, or else its size."""
+    weigh = module.epoch_loss_weight
+    if not hasattr(weigh, "is_default"):
+        return checked_weight(weigh(batch), type(module).__name__), None
+    if stage.name not in run.sizes:
+        run.sizes[stage.name] = []
+        with suppress(Exception):  # whatever a batch of unknown making may raise when it is looked through
+            run.sizes[stage.name] += dict.fromkeys(batch_sizes(batch))
+    return None, batch_size(batch)
+
+
+def _record(stage: Stage, module: Module, asked: tuple[Any, ...] | None, output: Any, notes: list[Any]) -> None:
+    """Behind a step, record the losses that it returned and logged."""
+    if asked is None:
+        return
+    run, batch, loader, weighed = asked
+    epoch = run.open.get(stage.name) or _open(stage, module, run)
+    if weighed is None:
+        # Lightning's iterator over a dataloader remembers what it gave (`loops/fetchers.py`).
+        fetcher = getattr(batch, "data_fetcher", None)
+        batch, loader = getattr(fetcher, "_batch", batch), getattr(fetcher, "_dataloader_idx", None)
+        weighed = _weigh(stage, module, run, batch)
+    logged = {name: value for name, value, _ in notes} if notes else {}
+    # With one element it is rather the prediction for a batch of one than a loss.
+    predictions = stage is VAL and isinstance(output, Tensor) and output.ndim
+    losses, reasons = losses_in(None if predictions else output, logged, _names(stage, module.epoch_loss_keys))
+    if losses:
+        if stage is VAL and isinstance(loader, int):
+            losses = {f"{key}{LOADER}{loader}": loss for key, loss in losses.items()}
+        run.add(epoch, losses, _weight(stage, module, run, batch, weighed, notes))
+    elif stage.name not in run.words and (stage is TRAIN or epoch.mark is not None):
+        run.words[stage.name] = described(output, logged)
+    if reasons and stage is TRAIN:  # what validation returns need not be a loss
+        for key, reason in reasons.items():
+            message = f"no {key!r} is recorded: {key!r} is in epoch_loss_keys, but {stage.step} {reason}"
+            module._epoch_recorder.history.warn_once(key, f".{stage.step}: {message}")
+
+
+def _weight(stage: Stage, module: Module, run: Run, batch: Any, weighed: Any, notes: list[Any]) -> float | Tensor:
+    """What the user says; else the ``batch_size`` given with a recorded loss, or with anything that a step logged."""
+    weight, size = weighed
+    if weight is None and notes:
+        said = {name: size for name, _, size in reversed(notes) if size is not None}
+        aliases = [name for names in _names(stage, module.epoch_loss_keys).values() for name in names]
+        with suppress(TypeError, ValueError, StopIteration):  # Lightning takes it as it is
+            weight = checked_weight(next(said[name] for name in (*aliases, *said) if name in said), "")
+    if weight is not None:
+        return cast("float | Tensor", weight)
+    if len(sizes := run.sizes[stage.name]) > 1:
+        module._epoch_recorder.history.warn_once(
+            f"{stage.step} sizes",
+            f".{stage.step}: the tensors of its batch disagree about the batch size: {', '.join(map(str, sizes[:9]))}."
+            " The first counts; say `self.log(..., batch_size=...)` in the step, or override `epoch_loss_weight`",
+        )
+    return module.epoch_loss_weight(batch) if size is None else size
+
+
+@lru_cache
+def _names(stage: Stage, keys: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """For each key under which names people return and log its loss."""
+    return {key: (key, *(title + mark + key for title in stage.titles for mark in "_/")) for key in keys}
+
+
+def _listen(module: Module, args: Any, kwargs: Any) -> None:
+    """Note what is given to ``self.log`` and ``self.log_dict`` within a step: name, value, batch size."""
+    notes = notes_of(module, "step")
+    if notes is not None:
+        given = [*args, *kwargs.values()]
+        values = given[0] if isinstance(given[0], Mapping) else {given[0]: given[1]}
+        for name, value in values.items():
+            # Of a metric Lightning logs the value of its latest call; none if it was only updated.
+            value = value._forward_cache if isinstance(value, Metric) else value
+            notes.append((name, value, kwargs.get("batch_size")))
+
+
+def _open(stage: Stage, module: Module, run: Run) -> OpenEpoch:
+    check_keys(module.epoch_loss_keys, type(module).__name__)
+    trainer = _trainer(module)
+    return run.begin(stage.name, None if trainer is None else stage.mark(trainer))
+
+
+def _begin(stage: Stage, called: str, module: Module, *_: Any) -> None:
+    """Open an epoch, unless a checkpoint has brought this very one to go on with.
+
+    When Lightning goes on from the last batch of an epoch, it skips the hooks that end the epoch, and the one that
+    starts the next (`_FitLoop.reset` and `on_advance_start`). A mark that has moved on tells so.
+    """
+    run = _run_of(stage, called, module)
+    if run is None:
+        return
+    recorder, trainer, epoch = module._epoch_recorder, _trainer(module), run.open.get(stage.name)
+    if trainer is None or epoch is None:
+        _open(stage, module, run)
+    elif epoch.mark != stage.mark(trainer):
+        _close(stage, module, run)
+        _open(stage, module, run)
+    if stage is TRAIN and trainer is not None:
+        _weave_again(module)
+        if recorder.resumed:
+            recorder.history.pad(module.epoch_loss_keys, trainer.current_epoch)
+            recorder.resumed = False
+
+
+def _end(stage: Stage, called: str, module: Module, *_: Any) -> None:
+    run = _run_of(stage, called, module)
+    if run is not None:
+        _close(stage, module, run)
+
+
+def _close(stage: Stage, module: Module, run: Run) -> None:
+    """End an epoch, and settle it where all ranks meet."""
+    trainer = _trainer(module)
+    # After some resumes Lightning passes an epoch by: no step is missed there.
+    if stage is TRAIN and not (trainer is not None and trainer.fit_loop.epoch_loop.restarting):
+        run.words.setdefault("train", "was not called")
+    run.end(stage.name, _ranks(module)[1])
+    if stage is TRAIN or _all_validate(module):
+        _meet(module, run)
+
+
+def _end_brought(module: Module, *_: Any) -> None:
+    """End what a checkpoint brought and what Lightning found nothing left to do for, so that it ran no end hook."""
+    run = module._epoch_recorder.fit
+    if _fitting(module) and run.open.get("train", OpenEpoch()).begins:
+        _close(TRAIN, module, run)
+
+
+def _set_up(module: Module, *_: Any) -> None:
+    """Drop what an interrupted fit has left. A checkpoint to go on from is loaded after this."""
+    if _fitting(module):
+        recorder = module._epoch_recorder
+        recorder.fit.clear()
+        recorder.by_hand.clear()
+        recorder.resumed = False
+        for name in ("training_step", "validation_step", "on_train_epoch_end", "on_validation_epoch_end"):
+            if not is_woven(getattr(module, name)):
+                message = "was replaced after the class was made, so that EpochLossMixin cannot see it; define it there"
+                recorder.history.warn_once(name, f".{name} {message}")
+
+
+def _weave_again(module: Module) -> None:
+    """Put back what a notebook's ``%autoreload`` has taken out of the classes, together with a method of the user's."""
+    for cls in type(module).__mro__:
+        if names := weave_into(cls, again=True) if "_epoch_losses_woven" in vars(cls) else ():
+            message = f": {', '.join(names)} had gone from {cls.__name__} after it was made, and is woven in again"
+            module._epoch_recorder.history.warn_once("again", message)
+
+
+def _ranks(module: Module) -> tuple[int, bool, float]:
+    """The number of ranks, whether this one is the first or shares its copy of the model, and how much each counts."""
+    trainer = module.__dict__.get("_trainer")
+    if trainer is None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size(), torch.distributed.get_rank() == 0, 1.0
+    # A Trainer on one device does not take part in a group that others have set up around it.
+    world = getattr(trainer, "world_size", 1)
+    if trainer is None or not isinstance(world, int) or world == 1:
+        return 1, True, 1.0
+    sampler = trainer.distributed_sampler_kwargs or {}
+    return world, sampler.get("rank", trainer.global_rank) == 0, sampler.get("num_replicas", world) / world
+
+
+def _all_validate(module: Module) -> bool:
+    """Whether no rank can be elsewhere while this one validates."""
+    trainer = _trainer(module)
+    if trainer is None or _ranks(module)[0] == 1:
+        return True
+    # It may go by its own clock; or have nothing to validate on, and skip validation, hooks and all. Otherwise
+    # Lightning refuses a rank with an empty dataloader (`has_len_all_ranks` of `utilities/data.py`).
+    hooks, empty = (module, getattr(trainer, "datamodule", None)), "allow_zero_length_dataloader_with_multiple_devices"
+    by_clock = getattr(trainer, "_val_check_time_interval", None) is not None
+    return not by_clock and not any(getattr(place, empty, False) for place in hooks)
+
+
+def _meet(module: Module, run: Run, with_open: bool = False) -> dict[str, Any]:
+    """Settle what all ranks have ended; return what is not settled then."""
+    world, first, share = _ranks(module)
+    state = run.state(first, with_open)
+    if world > 1:
+        state = together(_gather(module, state), share)
+    words, run.words = run.words, {}
+    for totals in run.ended.values():
+        totals.clear()
+    module._epoch_recorder.history.settle(state["ended"], words, module.epoch_loss_keys)
+    return {**state, "ended": {}}
+
+
+def _gather(module: Module, state: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each rank says, in one collective; in a second one where one has more to say than usual."""
+    said, size, trainer = json.dumps(state).encode(), 0, module.__dict__.get("_trainer")
+    longest = _MESSAGE
+    while longest > size:
+        size = longest
+        row = torch.tensor([*len(said).to_bytes(8, "big"), *said[:size].ljust(size)], dtype=torch.uint8)[None]
+        if trainer is not None:
+            # Not the module's device: it may be back on the CPU, of which a group of GPUs knows nothing.
+            rows = trainer.strategy.all_gather(row.to(trainer.strategy.root_device))
+        else:
+            rows = [torch.empty_like(row, device=module.device) for _ in range(torch.distributed.get_world_size())]
+            torch.distributed.all_gather(rows, row.to(module.device))
+            rows = torch.cat(rows)
+        heard = [bytes(said) for said in rows.reshape(-1, 8 + size).tolist()]
+        longest = max(int.from_bytes(said[:8], "big") for said in heard)
+    return [json.loads(said[8:]) for said in heard]
+
+
+def _save(module: Module, args: Any, kwargs: Any) -> None:
+    recorder, checkpoint = module._epoch_recorder, [*args, *kwargs.values()][0]
+    trainer = module.__dict__.get("_trainer") if module._current_fx_name == "on_save_checkpoint" else None
+    run = recorder.by_hand if trainer is None else recorder.fit
+    # An exception may have befallen this rank alone; SIGTERM, Lightning tells all.
+    alone = trainer is not None and trainer.interrupted and not getattr(trainer, "received_sigterm", False)
+    # Lightning's hooks open and end the same epochs on all ranks.
+    unsettled = run.state() if alone or not run.open else _meet(module, run, with_open=True)
+    checkpoint[_RECORD] = saved(recorder.history, unsettled)
+
+
+def _load(module: Module, args: Any, kwargs: Any) -> None:
+    recorder, checkpoint = module._epoch_recorder, [*args, *kwargs.values()][0]
+    recorder.resumed = _fitting(module) is not None
+    if _RECORD in checkpoint and (recorder.resumed or _trainer(module) is None):  # others only borrow the weights
+        try:
+            restore(checkpoint[_RECORD], recorder.history, recorder.fit if recorder.resumed else recorder.by_hand)
+        except ValueError as error:
+            raise ValueError(f"{type(module).__name__}: checkpoint[{_RECORD!r}] is damaged: {error}") from None
+
+
+def _send_home(module: Module, *_: Any) -> None:
+    """Send the history home from a worker that Lightning has spawned or forked.
+
+    All that leaves such a worker is the module's ``state_dict()``, taken once after this last hook, for the process
+    that called ``fit`` to load (`strategies/launchers/multiprocessing.py`). The record travels in it, put there behind
+    a user's own ``state_dict``, which may leave out what it does not know.
+    """
+    trainer = _fitting(module)
+    if trainer is not None and hasattr(trainer.strategy.launcher, "_start_method"):
+        recorder, state_dict = module._epoch_recorder, module.state_dict
+        record = saved(recorder.history, recorder.fit.state())
+        module.__dict__["state_dict"] = lambda *args, **kwargs: {**state_dict(*args, **kwargs), _RECORD: record}
+
+
+def _come_home(module: Module, args: Any, kwargs: Any) -> None:
+    state = [*args, *kwargs.values()][0]
+    if isinstance(state, dict) and _RECORD in state:
+        restore(state.pop(_RECORD), module._epoch_recorder.history, module._epoch_recorder.fit)
