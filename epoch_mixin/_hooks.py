@@ -23,12 +23,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import suppress
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from threading import get_ident
 from types import FunctionType, MethodType
 from typing import Any
 
 import torch
+
+# A failing test shows the user's code, and none of ours between.
+__tracebackhide__ = True
 
 # Before the name under which a class keeps its own method.
 _OWN = "_unwoven_"
@@ -52,44 +55,46 @@ class Woven:
         guard: methods with the same guard count as one call where one calls another.
     """
 
-    __slots__ = ("function", "like_found", "spec")
+    __slots__ = ("find", "function", "spec")
 
     def __init__(self, name: str, before: Any, after: Any, guard: str) -> None:
         self.spec = name, before, after, guard
         self.function: Any = None
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        function = self.function or self._make(owner or type(instance))
+        function = self.function or self.make(owner or type(instance))
         if instance is None:
             return function
-        return self.like_found(instance) if self.like_found else MethodType(function, instance)
+        return _dress(partial(function, instance), self.find(instance)) if self.find else MethodType(function, instance)
 
     def __reduce__(self) -> Any:
         return Woven, self.spec
 
-    def _make(self, owner: type) -> Any:
-        cls = next(base for base in owner.__mro__ if vars(base).get(self.spec[0]) is self)
-        self.function, self.like_found = _wrapper(cls, *self.spec)
+    def make(self, owner: type) -> Any:
+        """Make the wrapper; a class that came out of a pickle has none yet."""
+        name = self.spec[0]
+        cls = next(base for base in owner.__mro__ if vars(base).get(name) is self)
+        places = (vars(base).get(key) for base in cls.__mro__ for key in (name, _OWN + name))
+        found = next(method for method in places if method is not None and not isinstance(method, Woven))
+        function, find = _wrapper(cls, *self.spec)
+        # What is no function may give methods of any looks.
+        self.find = None if isinstance(found, FunctionType) else find
+        self.function = _dress(function, found)
         return self.function
 
 
-def weave(
-    cls: type, name: str, *, before: Any = None, after: Any = None, guard: str | None = None, again: bool = False
-) -> bool:
-    """Put an entry into a class, for which see `Woven`; nothing happens where it has no such method.
-
-    With ``again``, only an entry that has gone from a woven class is put back. Returns whether there is a new one.
-    """
-    own = vars(cls).get(name)
-    if (own is not None and again) or (own is None and not hasattr(cls, name)):
+def weave(cls: type, name: str, before: Any = None, after: Any = None, guard: str | None = None) -> bool:
+    """Put an entry into a class, for which see `Woven`. Returns whether there is such a method."""
+    if getattr(cls, name, None) is None:
         return False
-    if own is not None and not isinstance(own, Woven):
-        setattr(cls, _OWN + name, own)
-    elif again and _OWN + name in vars(cls):
+    own = vars(cls).get(name)
+    if own is None and _OWN + name in vars(cls):  # it has gone since the class was woven
         delattr(cls, _OWN + name)
-    entry = Woven(name, before or _nothing, after or _nothing, guard or name)
+    elif own is not None and not isinstance(own, Woven):
+        setattr(cls, _OWN + name, own)
+    entry = Woven(name, before, after, guard or name)
     setattr(cls, name, entry)
-    entry._make(cls)
+    entry.make(cls)
     return True
 
 
@@ -104,63 +109,47 @@ def notes_of(instance: Any, guard: str) -> list[Any] | None:
 
 
 def _wrapper(cls: type, name: str, before: Any, after: Any, guard: str) -> tuple[Any, Any]:
-    """The function that runs our parts beside the method, and what gives it the looks of a method of another kind."""
-    key = _OWN + name
+    """The function that runs our parts beside the method, and the one that finds the method."""
+    own_of, key = vars(cls).get, _OWN + name
 
     def find(self: Any) -> Any:
-        own = vars(cls).get(key)
-        if own is not None:
-            bind = getattr(type(own), "__get__", None)
-            return bind(own, self, type(self)) if bind else own
-        # `%autoreload` may have set this very function on the class's older self.
-        place = cls if isinstance(self, cls) else next(base for base in type(self).__mro__ if name in vars(base))
-        return getattr(super(place, self), name)
+        own = own_of(key)
+        if own is None:
+            # `%autoreload` may have set this very function on the class's older self.
+            place = cls if isinstance(self, cls) else next(base for base in type(self).__mro__ if name in vars(base))
+            return getattr(super(place, self), name)
+        bind = getattr(type(own), "__get__", None)
+        return bind(own, self, type(self)) if bind else own
 
     def woven(self: Any, *args: Any, **kwargs: Any) -> Any:
-        __tracebackhide__ = True
-        own = cls.__dict__.get(key)
-        if own is None and isinstance(self, cls):
-            method = getattr(super(cls, self), name)
-        else:
-            method = MethodType(own, self) if type(own) is FunctionType else find(self)
+        method = find(self)
         call = (get_ident(), id(self), guard)
         if call in _running:
             return method(*args, **kwargs)
-        notes: list[Any] = []
         watcher = _watch(None)
+        notes: list[Any] = []
         try:
             _running[call] = notes  # within `try`: an interrupt right behind it must not leave it there
-            asked = before(self, args, kwargs)
+            asked = before and before(self, args, kwargs)
             if watcher is not None:
                 _watch(watcher)
             output = method(*args, **kwargs)
             if watcher is not None:
                 _watch(None)
-            after(self, asked, output, notes)
+            if after:
+                after(self, asked, output, notes)
         finally:
+            _running.pop(call, None)
             if watcher is not None:
                 _watch(watcher)
-            _running.pop(call, None)
         return output
 
-    def like_found(self: Any) -> Any:
-        return _dress(lambda *args, **kwargs: woven(self, *args, **kwargs), find(self))
+    # What is public wraps the function, which costs each step a tenth more, and from torch 2.8 on loses `self`.
+    from torch._dynamo.decorators import skip  # Lightning has loaded it; before that, it would take seconds
 
-    if guard == "step":
-        for function in (woven, Woven.__get__):
-            _untraced(function)
-    found = _without_us(cls, name)
-    return _dress(woven, found), None if isinstance(found, FunctionType) else like_found
-
-
-def _without_us(cls: type, name: str) -> Any:
-    """What lies in the class, or in the first of its bases that has it, for a method that we have not touched."""
-    for base in cls.__mro__:
-        found = vars(base).get(name)
-        if isinstance(found, Woven):
-            found = vars(base).get(_OWN + name)
-        if found is not None:
-            return found
+    for function in (find, woven, Woven.__get__):
+        skip(function)
+    return woven, find
 
 
 def _dress(function: Any, method: Any) -> Any:
@@ -173,15 +162,3 @@ def _dress(function: Any, method: Any) -> Any:
     with suppress(TypeError, ValueError):  # it may be no function, but what gives one
         function.__signature__ = inspect.signature(method)
     return function
-
-
-def _nothing(*_: Any) -> None:
-    pass
-
-
-def _untraced(function: Any) -> None:
-    """Keep `torch.compile` out of a function, but not out of those that it calls."""
-    from torch._dynamo.decorators import skip  # Lightning has loaded it; before that, it would take seconds
-
-    # What is public wraps the function, which costs each step a tenth more, and from torch 2.8 on loses `self`.
-    skip(function)

@@ -28,7 +28,9 @@ class ExactMean(MeanMetric):
 
     def __init__(self) -> None:
         super().__init__(sync_on_compute=False)
-        self._defaults.update(mean_value=_ZERO, weight=_ZERO)
+        vars(self).pop("value", None)  # what torchmetrics 1.0 calls its sum
+        self._defaults = {"mean_value": _ZERO, "weight": _ZERO}
+        vars(self).update(self._defaults)
         self.reset()
 
     def reset(self) -> None:
@@ -60,9 +62,9 @@ class ExactMean(MeanMetric):
         losses, weights = zip(*self.waiting)
         # MPS has no float64.
         device = _ZERO.device if losses[0].device.type == "mps" else losses[0].device
-        if len(losses) == 1 and type(weights[0]) is int and losses[0].device == device:
-            # Quicker, for a progress bar that asks after each step.
-            return torch.add(self.mean_value, losses[0], alpha=weights[0]), self.weight + weights[0]
+        if len(losses) == 1 and type(weights[0]) in (int, float) and losses[0].device == device:
+            with suppress(RuntimeError):  # quicker, for a progress bar that asks after each step; not for every type
+                return torch.add(self.mean_value, losses[0], alpha=weights[0]), self.weight + weights[0]
         values, factors = _vector(losses, device), _vector(weights, device)
         if Tensor in set(map(type, weights)):
             # One weight below zero makes the sum of all weights NaN, so that whoever reads it can tell.

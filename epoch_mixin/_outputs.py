@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_in_transform = torch._C._functorch.is_functorch_wrapped_tensor
 # What else a batch may be made of. Other things that can be iterated over (arrays, datasets, iterators) would have to
 # be read, at a price, to find a tensor in them.
 _COLLECTIONS = (tuple, list, set, frozenset, deque)
@@ -67,7 +68,8 @@ def losses_in(
     returned = output if not isinstance(output, Tensor) and isinstance(output, Mapping) else {"loss": output}
     losses, reasons = {}, {}
     for key, aliases in names.items():
-        loss = as_loss(_first(returned, aliases))
+        value = returned.get(key)
+        loss = as_loss(_first(returned, aliases) if value is None else value)
         if logged and not isinstance(loss, Tensor):
             # Who logs names the curve, who returns names the loss.
             seen = as_loss(_first(logged, aliases[::-1]))
@@ -82,10 +84,7 @@ def losses_in(
 
 
 def _first(values: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    for name in names:
-        if name in values:
-            return values[name]
-    return None
+    return next((values[name] for name in names if values.get(name) is not None), None)
 
 
 def as_loss(value: Any) -> Tensor | str | None:
@@ -96,11 +95,13 @@ def as_loss(value: Any) -> Tensor | str | None:
         if isinstance(value, Tensor):
             if type(value) is not Tensor or value.layout is not torch.strided:
                 value = _plain(value)
+            if _in_transform(value):
+                return f"a {type(value).__name__} within a transform of torch.func"
             if value.numel() == 1 and not value.is_complex() and not value.is_meta:
                 # A copy, for the memory of an output may be written again: by the user, or by a replayed CUDA graph.
                 # Through `data`, which is quicker than `detach()`.
                 copy: Tensor = value.data.clone()
-                return copy.reshape(()) if copy.ndim else copy
+                return copy.reshape(()) if value.ndim else copy
             return f"a {type(value).__name__} of shape {tuple(value.shape)}{' without values' * value.is_meta}"
         if isinstance(value, Real) or getattr(value, "ndim", None) == 0:
             return torch.tensor(float(value), dtype=torch.float64)
@@ -130,10 +131,10 @@ def checked_weight(weight: Any, owner: str) -> float | Tensor:
     Whether a tensor is negative or not finite shows when its epoch ends: to look now would wait for the device.
     """
     if isinstance(weight, Tensor):
-        if weight.numel() != 1 or weight.is_complex():
-            raise TypeError(f"{owner}.epoch_loss_weight must return one number, not a tensor of {tuple(weight.shape)}")
-        copy = weight.data.clone()
-        return copy.reshape(()) if copy.ndim else copy
+        copy = as_loss(weight)
+        if isinstance(copy, Tensor):
+            return copy
+        raise TypeError(f"{owner}.epoch_loss_weight must return one number, not {copy}")
     if not isinstance(weight, Real):
         raise TypeError(f"{owner}.epoch_loss_weight must return a number, not {weight!r}")
     if not 0 <= float(weight) < math.inf:

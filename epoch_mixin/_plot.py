@@ -19,16 +19,11 @@ except ModuleNotFoundError as error:
 _VALIDATION = re.compile(r"val_(.+?)(?:/dataloader_idx_(\d+))?", re.DOTALL)
 # The stages of a key share a colour. Pale and dark tells them apart where 500 noisy epochs hide the dashes.
 _TRAIN: dict[str, Any] = {"linestyle": "-", "marker": "o", "linewidth": 2, "alpha": 0.5}
-_VAL: dict[str, Any] = {"linestyle": "--", "marker": "o", "linewidth": 1.2, "fillstyle": "none"}
-# What the dataloaders of a validation have instead, in turn.
-_LOADERS: list[dict[str, Any]] = [
-    {"linestyle": ":", "marker": "s"},
-    {"linestyle": (0, (8, 4)), "marker": "D"},
-    {"linestyle": "-.", "marker": "p"},
-]
+# Of a validation, and of three dataloaders of it in turn.
+_LINES = [("--", "o"), (":", "s"), ((0, (8, 4)), "D"), ("-.", "p")]
+_VAL = [{"linestyle": line, "marker": marker, "linewidth": 1.2, "fillstyle": "none"} for line, marker in _LINES]
 # What has no place on the y axis: its marker, and its height in the axes, whatever the limits and the scale.
 _NOT_FINITE = {"nan": ("x", 0.97), "inf": ("^", 0.92), "-inf": ("v", 0.03)}
-_EMPTY = "no epoch\nhas ended yet"
 
 
 def plot(
@@ -44,21 +39,65 @@ def plot(
     ax = plt.subplots()[1] if ax is None else ax
     colors: dict[str, Any] = {}
     # A training key may begin like validation too; and a user may have added a curve that was never recorded.
-    matches = filter(None, map(_VALIDATION.fullmatch, history))
-    validation = {match[0]: match for match in matches if match[0] in val_epochs or match[1] in history}
+    found = filter(None, map(_VALIDATION.fullmatch, history))
+    validation = {name[0]: name.groups() for name in found if name[0] in val_epochs or name[1] in history}
     for name in sorted(filter(history.get, history), key=validation.__contains__):
         key, stage, style, losses = name, "train", _TRAIN, history[name]
         x: Sequence[float] = range(len(losses))
         if name in validation:
-            key, loader = validation[name].groups()
+            key, loader = validation[name]
             stage = f"val, dataloader {loader}" if loader else "val"
-            style = _VAL | (_LOADERS[int(loader) % len(_LOADERS)] if loader else {})
-            x = _spread(val_epochs.get(name, ()), len(losses))
+            style = _VAL[1 + int(loader) % 3 if loader else 0]
+            x = _places(val_epochs.get(name, ()), len(losses))
             losses = losses[-len(x) :]
-        text = f"{key} ({stage})" if label is None else f"{label}: {key} ({stage})"
-        # In a longer curve only the points that no line reaches wear a marker.
-        finite = [False, *map(math.isfinite, losses), False]
-        alone = [i for i in range(len(losses)) if len(losses) <= 50 or finite[i : i + 3] == [False, True, False]]
-        style = style | {"markersize": 5, "markevery": alone, "color": colors.get(key)} | ({} if alone else {"marker": ""})
-        colors[key] = ax.plot(x, losses, label=text, **style)[0].get_color()
+        entry = f"{key} ({stage})" if label is None else f"{label}: {key} ({stage})"
+        colors[key] = _draw(ax, x, losses, color=colors.get(key), label=entry, **style)
+    ax.xaxis.set_major_locator(_EpochTicks("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    ax.set_xlabel("epoch")
+    if colors:
+        keys = {ax.get_ylabel(), *colors} - {""}
+        ax.set_ylabel("mean" if len(keys) > 1 else keys.pop())
+        entries = sorted(zip(*ax.get_legend_handles_labels()), key=lambda entry: entry[1] in _NOT_FINITE)
+        ax.legend(*zip(*entries), fontsize="small")
+    elif not ax.has_data():
+        # The legend of the first curves takes its place.
+        note = ax.legend(handles=[], title="no epoch\nhas ended yet", loc="center", frameon=False).get_title()
+        note.set(color="gray", multialignment="center")
     return ax.figure.figure, ax
+
+
+def _draw(ax: Axes, x: Sequence[float], losses: Sequence[float], marker: str, **style: Any) -> Any:
+    """Draw a curve and the marks of what has no place on the y axis; give its colour."""
+    # In a long curve only the points that no line reaches wear a marker.
+    finite = [False, *map(math.isfinite, losses), False]
+    alone = [i for i in range(len(x)) if len(x) <= 50 or finite[i : i + 3] == [False, True, False]]
+    color = ax.plot(x, losses, marker=marker if alone else "", markevery=alone, markersize=5, **style)[0].get_color()
+    for kind, (shape, height) in _NOT_FINITE.items():
+        at = [place for place, loss in zip(x, losses) if str(float(loss)) == kind]
+        if at:
+            ax.plot(at, [height] * len(at), shape, color=color, markersize=5, transform=ax.get_xaxis_transform())
+            if kind not in ax.get_legend_handles_labels()[1]:
+                # Curves of any colour wear the mark, so the legend shows it in grey, and once.
+                ax.plot([], [], shape, color="gray", markersize=5, label=kind)
+    return color
+
+
+class _EpochTicks(MaxNLocator):
+    """No tick left of epoch 0, where the margin may reach."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
+        return [tick for tick in super().tick_values(vmin, vmax) if tick >= 0]
+
+
+def _places(epochs: Sequence[int], runs: int) -> list[float]:
+    """Where the latest validation runs lie: those in training epoch k evenly over [k, k + 1), a single one at k.
+
+    Over (k - 1, k] those in epoch 0 would lie left of it. A user who has cleared the training losses alone counts
+    epochs from 0 again; the runs before that get no place, so that no curve runs backwards.
+    """
+    # Of cleared losses the latest are left; those that a user has appended get an epoch each.
+    epochs = list(epochs[-runs:])
+    while len(epochs) < runs:
+        epochs.append(epochs[-1] + 1 if epochs else 0)
+    restart = max((i for i in range(1, runs) if epochs[i] < epochs[i - 1]), default=0)
+    return [epoch + run / number for epoch, number in Counter(epochs[restart:]).items() for run in range(number)]

@@ -14,7 +14,7 @@ _VERSION = 1
 _NUMBERS = {str: [Real]}
 _SHAPE = {
     "history": _NUMBERS,
-    "val_epochs": _NUMBERS,
+    "val_epochs": {str: [int]},
     "open": {str: {"mark": (int, type(None)), "totals": _NUMBERS}},
     "ended": {str: [_NUMBERS]},
     "version": int,
@@ -59,8 +59,9 @@ def restore(record: Any, history: History, run: Run) -> None:
         history.means.pop(name).clear()
     for name, values in read["history"].items():
         history.means.setdefault(name, [])[:] = values
-    history.val_epochs = {name: [int(epoch) for epoch in epochs] for name, epochs in read["val_epochs"].items()}
-    history.given = set(history.means) - set(history.val_epochs)
+    history.val_epochs = read["val_epochs"]
+    given = {name for name, values in history.means.items() if not all(map(math.isnan, values))}
+    history.given = given - set(history.val_epochs)
     run.clear()
     run.ended.update(read["ended"])
     for stage, epoch in read["open"].items():

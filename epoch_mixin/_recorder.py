@@ -34,11 +34,13 @@ class OpenEpoch:
         mark: tells this epoch of a Trainer from the next one of its stage; ``None`` in a loop by hand.
         begins: where its sums begin: what a checkpoint brought, over all ranks.
         means: the sums of its steps on this rank.
+        batches: how many the fit had had when it began here.
     """
 
     mark: int | None = None
     begins: Totals = field(default_factory=dict)
     means: dict[str, ExactMean] = field(default_factory=dict)
+    batches: int | None = None
 
     def mean(self, key: str) -> Tensor:
         """The mean so far on this rank, float64, without dimensions; NaN before the first loss."""
@@ -221,7 +223,7 @@ class History:
             values.append(mean)
             epochs.append(epoch)
         if word and not means:
-            hint = f'validation_step {word}; return the loss, or self.log("val_loss", ...)'
+            hint = f'validation_step {word}; return the loss, or self.log("val_{keys[0]}", ...)'
             self.warn_once("val", f": no step of a validation gave a loss: {hint}")
 
     def _settle_training(self, epoch: int, keys: Any, totals: Totals, means: dict[str, float], word: Any) -> None:
@@ -232,7 +234,7 @@ class History:
                 continue
             self._append(key, means.get(key, math.nan), epoch)
             if key not in means and (word or totals):  # a Trainer may pass an epoch by, after some resumes
-                why = 'did the step return it, or self.log("train_loss", ...) it?'
+                why = f'did the step return it, or self.log("train_{key}", ...) it?'
                 why = "the weights of its steps are all 0" if key in totals else why if totals else f"it {word}; {why}"
                 self.warn_once("nan", f": no step of epoch {epoch} gave a loss for {key!r}, so its mean is nan: {why}")
 
@@ -248,9 +250,9 @@ class History:
 
 
 def _by_loader(totals: Totals) -> Totals:
-    """The totals of each key over all dataloaders, and where there are several, those of each."""
+    """The totals of each key over all dataloaders, and those of each."""
     pooled = _summed({key.partition(LOADER)[0]: pair} for key, pair in totals.items())
-    return {**pooled, **totals} if len({key.partition(LOADER)[2] for key in totals}) > 1 else pooled
+    return {**pooled, **totals, **pooled}
 
 
 class Recorder:

@@ -95,7 +95,7 @@ def weave_into(cls: type, again: bool = False) -> list[str]:
         parts[stage.step] = {"before": partial(_ask, stage), "after": partial(_record, stage), "guard": "step"}
         for name, part in ((f"{stage.hooks}_epoch_start", _begin), (f"{stage.hooks}_epoch_end", _end)):
             parts[name] = {"before": partial(part, stage, name)}
-    return [name for name, part in parts.items() if weave(cls, name, again=again, **part)]
+    return [name for name, part in parts.items() if not (again and name in vars(cls)) and weave(cls, name, **part)]
 
 
 def check_keys(keys: Any, owner: str) -> None:
@@ -175,7 +175,9 @@ def _record(stage: Stage, module: Module, asked: tuple[Any, ...] | None, output:
     if weighed is None:
         # Lightning's iterator over a dataloader remembers what it gave (`loops/fetchers.py`).
         fetcher = getattr(batch, "data_fetcher", None)
-        batch, loader = getattr(fetcher, "_batch", batch), getattr(fetcher, "_dataloader_idx", None)
+        batch, combined = getattr(fetcher, "_batch", batch), cast(Any, getattr(fetcher, "combined_loader", None))
+        if getattr(combined, "_mode", None) == "sequential" and len(combined.flattened) > 1:
+            loader = cast(Any, fetcher)._dataloader_idx
         weighed = _weigh(stage, module, run, batch)
     logged = {name: value for name, value, _ in notes} if notes else {}
     # With one element it is rather the prediction for a batch of one than a loss.
@@ -184,7 +186,12 @@ def _record(stage: Stage, module: Module, asked: tuple[Any, ...] | None, output:
     if losses:
         if stage is VAL and isinstance(loader, int):
             losses = {f"{key}{LOADER}{loader}": loss for key, loss in losses.items()}
-        run.add(epoch, losses, _weight(stage, module, run, batch, weighed, notes))
+        weight, size = weighed
+        if weight is None:
+            # Most batches agree about their size, and most steps say no other.
+            plain = size is not None and not notes and len(run.sizes[stage.name]) < 2
+            weight = size if plain else _weight(stage, module, run, batch, size, notes)
+        run.add(epoch, losses, weight)
     elif stage.name not in run.words and (stage is TRAIN or epoch.mark is not None):
         run.words[stage.name] = described(output, logged)
     if reasons and stage is TRAIN:  # what validation returns need not be a loss
@@ -193,16 +200,12 @@ def _record(stage: Stage, module: Module, asked: tuple[Any, ...] | None, output:
             module._epoch_recorder.history.warn_once(key, f".{stage.step}: {message}")
 
 
-def _weight(stage: Stage, module: Module, run: Run, batch: Any, weighed: Any, notes: list[Any]) -> float | Tensor:
-    """What the user says; else the ``batch_size`` given with a recorded loss, or with anything that a step logged."""
-    weight, size = weighed
-    if weight is None and notes:
-        said = {name: size for name, _, size in reversed(notes) if size is not None}
-        aliases = [name for names in _names(stage, module.epoch_loss_keys).values() for name in names]
-        with suppress(TypeError, ValueError, StopIteration):  # Lightning takes it as it is
-            weight = checked_weight(next(said[name] for name in (*aliases, *said) if name in said), "")
-    if weight is not None:
-        return cast("float | Tensor", weight)
+def _weight(stage: Stage, module: Module, run: Run, batch: Any, size: Any, notes: list[Any]) -> Any:
+    """The ``batch_size`` given with a recorded loss, or with anything that a step logged; else the batch's own."""
+    said = {name: said for name, _, said in reversed(notes) if said is not None}
+    aliases = [name for names in _names(stage, module.epoch_loss_keys).values() for name in names[::-1]]
+    with suppress(TypeError, ValueError, StopIteration):  # Lightning takes it as it is
+        return checked_weight(next(said[name] for name in (*aliases, *said) if name in said), "")
     if len(sizes := run.sizes[stage.name]) > 1:
         module._epoch_recorder.history.warn_once(
             f"{stage.step} sizes",
@@ -221,12 +224,17 @@ def _names(stage: Stage, keys: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
 def _listen(module: Module, args: Any, kwargs: Any) -> None:
     """Note what is given to ``self.log`` and ``self.log_dict`` within a step: name, value, batch size."""
     notes = notes_of(module, "step")
-    if notes is not None:
-        given = [*args, *kwargs.values()]
-        values = given[0] if isinstance(given[0], Mapping) else {given[0]: given[1]}
-        for name, value in values.items():
+    # A step that optimizes by hand calls hooks, and those of callbacks.
+    if notes is not None and module._current_fx_name in (None, TRAIN.step, VAL.step):
+        name = args[0] if args else kwargs.get("name", kwargs.get("dictionary"))
+        pairs: Any = ()
+        if isinstance(name, str):
+            pairs = ((name, args[1] if len(args) > 1 else kwargs.get("value")),)
+        elif isinstance(name, Mapping):  # of a MetricCollection, `log_dict` gives each metric to `log`
+            pairs = name.items()
+        for name, value in pairs:
             # Of a metric Lightning logs the value of its latest call; none if it was only updated.
-            value = value._forward_cache if isinstance(value, Metric) else value
+            value = value._forward_cache if type(value) is not Tensor and isinstance(value, Metric) else value
             notes.append((name, value, kwargs.get("batch_size")))
 
 
@@ -246,16 +254,18 @@ def _begin(stage: Stage, called: str, module: Module, *_: Any) -> None:
     if run is None:
         return
     recorder, trainer, epoch = module._epoch_recorder, _trainer(module), run.open.get(stage.name)
-    if trainer is None or epoch is None:
-        _open(stage, module, run)
-    elif epoch.mark != stage.mark(trainer):
-        _close(stage, module, run)
-        _open(stage, module, run)
     if stage is TRAIN and trainer is not None:
         _weave_again(module)
         if recorder.resumed:
-            recorder.history.pad(module.epoch_loss_keys, trainer.current_epoch)
+            index = trainer.current_epoch if epoch is None or epoch.mark is None else epoch.mark
+            recorder.history.pad(module.epoch_loss_keys, index)
             recorder.resumed = False
+    if trainer is not None and epoch is not None and epoch.mark != stage.mark(trainer):
+        _close(stage, module, run)
+    if trainer is None or stage.name not in run.open:
+        _open(stage, module, run)
+    if trainer is not None:
+        run.open[stage.name].batches = trainer.fit_loop.total_batch_idx
 
 
 def _end(stage: Stage, called: str, module: Module, *_: Any) -> None:
@@ -266,9 +276,10 @@ def _end(stage: Stage, called: str, module: Module, *_: Any) -> None:
 
 def _close(stage: Stage, module: Module, run: Run) -> None:
     """End an epoch, and settle it where all ranks meet."""
-    trainer = _trainer(module)
+    trainer, epoch = _trainer(module), run.open.get(stage.name)
     # After some resumes Lightning passes an epoch by: no step is missed there.
-    if stage is TRAIN and not (trainer is not None and trainer.fit_loop.epoch_loop.restarting):
+    passed_by = trainer is not None and epoch is not None and epoch.batches == trainer.fit_loop.total_batch_idx
+    if stage is TRAIN and not passed_by:
         run.words.setdefault("train", "was not called")
     run.end(stage.name, _ranks(module)[1])
     if stage is TRAIN or _all_validate(module):
@@ -360,8 +371,13 @@ def _gather(module: Module, state: dict[str, Any]) -> list[dict[str, Any]]:
     return [json.loads(said[8:]) for said in heard]
 
 
+def _first_dict(args: Any, kwargs: Any) -> Any:
+    """The checkpoint or ``state_dict`` that a method was given, under whatever name."""
+    return next((given for given in (*args, *kwargs.values()) if isinstance(given, dict)), {})
+
+
 def _save(module: Module, args: Any, kwargs: Any) -> None:
-    recorder, checkpoint = module._epoch_recorder, [*args, *kwargs.values()][0]
+    recorder, checkpoint = module._epoch_recorder, _first_dict(args, kwargs)
     trainer = module.__dict__.get("_trainer") if module._current_fx_name == "on_save_checkpoint" else None
     run = recorder.by_hand if trainer is None else recorder.fit
     # An exception may have befallen this rank alone; SIGTERM, Lightning tells all.
@@ -372,7 +388,7 @@ def _save(module: Module, args: Any, kwargs: Any) -> None:
 
 
 def _load(module: Module, args: Any, kwargs: Any) -> None:
-    recorder, checkpoint = module._epoch_recorder, [*args, *kwargs.values()][0]
+    recorder, checkpoint = module._epoch_recorder, _first_dict(args, kwargs)
     recorder.resumed = _fitting(module) is not None
     if _RECORD in checkpoint and (recorder.resumed or _trainer(module) is None):  # others only borrow the weights
         try:
@@ -396,6 +412,6 @@ def _send_home(module: Module, *_: Any) -> None:
 
 
 def _come_home(module: Module, args: Any, kwargs: Any) -> None:
-    state = [*args, *kwargs.values()][0]
-    if isinstance(state, dict) and _RECORD in state:
+    state = _first_dict(args, kwargs)
+    if _RECORD in state:
         restore(state.pop(_RECORD), module._epoch_recorder.history, module._epoch_recorder.fit)

@@ -2,10 +2,11 @@
 
     python examples/quickstart.py
 
-prints a line per epoch as it closes, then the lists, and saves the curves as `epoch_losses.png`.
+prints a line per epoch as it ends, then the lists, and saves the curves as `epoch_losses.png`.
 """
 
 import argparse
+from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
@@ -28,7 +29,7 @@ class LitDigits(EpochLossMixin, pl.LightningModule):
 
     def validation_step(self, batch, batch_idx):
         images, labels = batch
-        return F.cross_entropy(self.net(images), labels)
+        self.log("val_loss", F.cross_entropy(self.net(images), labels))
 
     def on_train_epoch_end(self):
         loss, val_loss = self.epoch_losses[-1], self.epoch_history["val_loss"][-1]
@@ -41,7 +42,7 @@ class LitDigits(EpochLossMixin, pl.LightningModule):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--max-epochs", type=int, default=10)
-    parser.add_argument("--plot", default="epoch_losses.png", help="where to save the curves")
+    parser.add_argument("--plot", type=Path, default="epoch_losses.png", help="where to save the curves")
     args = parser.parse_args()
 
     pl.seed_everything(0)
@@ -53,10 +54,11 @@ def main():
     trainer = pl.Trainer(max_epochs=args.max_epochs, accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.fit(model, DataLoader(train, batch_size=32, shuffle=True), DataLoader(val, batch_size=256))
 
-    print("loss    ", model.epoch_losses)
-    print("val_loss", model.epoch_history["val_loss"])
+    print("loss    ", [round(loss, 4) for loss in model.epoch_losses])
+    print("val_loss", [round(loss, 4) for loss in model.epoch_history["val_loss"]])
     figure, _ = model.plot_epoch_losses()
     figure.savefig(args.plot)
+    print("saved the curves as", args.plot.resolve())
 
 
 if __name__ == "__main__":

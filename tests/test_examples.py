@@ -32,6 +32,7 @@ def check_quickstart(output):
     for name in ("loss    ", "val_loss"):
         losses = ast.literal_eval(line(output, name).strip())
         assert len(losses) == 3 and losses == sorted(losses, reverse=True) and losses[-1] > 0
+    assert re.search(r"^saved the curves as .*epoch_losses\.png$", output, flags=re.MULTILINE)
     closed = re.findall(r"^epoch (\d): loss (\S+), val_loss (\S+)$", output, flags=re.MULTILINE)
     losses = ast.literal_eval(line(output, "loss    ").strip())
     assert [(int(epoch), float(loss)) for epoch, loss, _ in closed] == [(i, round(x, 4)) for i, x in enumerate(losses)]
@@ -95,6 +96,12 @@ def check_third_party_model(output):
     assert len(losses) == 3 and all(map(math.isfinite, losses)) and losses[-1] < losses[0]
 
 
+def check_existing_module(output):
+    for stage in ("train:", "val:  "):
+        theirs, ours = numbers(line(output, f"last epoch, {stage}"))
+        assert theirs == pytest.approx(ours, rel=2e-6, abs=2e-6)
+
+
 def check_resume(output):
     (exact,) = numbers(line(output, "every step of the epoch"))
     (ours,) = numbers(line(output, "model.epoch_losses[1]"))
@@ -123,6 +130,7 @@ SCRIPTS = [
     ("vae.py", ["--max-epochs=3"], []),
     ("gan.py", ["--max-epochs=3"], []),
     ("third_party_model.py", ["--max-epochs=3"], []),
+    ("existing_module.py", ["--max-epochs=3"], []),
     ("resume.py", [], []),
     ("distributed.py", [], []),
 ]

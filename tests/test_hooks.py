@@ -1,12 +1,17 @@
 import copy
 import functools
 import inspect
+import itertools
 import pickle
+import sys
+import threading
+import types
 from abc import ABC, abstractmethod
+from unittest import mock
 
 import pytest
 
-from epoch_mixin._hooks import weave
+from epoch_mixin._hooks import Woven, is_woven, notes_of, weave
 
 
 class Listener:
@@ -16,9 +21,15 @@ class Listener:
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        weave(cls, "hook", before=lambda self, *args, **kwargs: self.heard.append(("before", args, kwargs)))
+        weave(cls, "hook", before=lambda self, args, kwargs: self.heard.append(("before", args, kwargs)))
         for name in ("step", "other_step"):
-            weave(cls, name, after=functools.partial(Listener.note, name), step=True)
+            weave(
+                cls,
+                name,
+                before=lambda self, args, kwargs: (args, kwargs),
+                after=functools.partial(Listener.note, name),
+                guard="step",
+            )
 
     def __new__(cls, *args):
         self = super().__new__(cls)
@@ -26,8 +37,8 @@ class Listener:
         return self
 
     @staticmethod
-    def note(name, self, output, args, kwargs):
-        self.heard.append((name, output, args, kwargs))
+    def note(name, self, asked, output, notes):
+        self.heard.append((name, output, *asked))
 
 
 class Parent:
@@ -208,15 +219,95 @@ def test_a_decorated_method_is_unwrapped_to_what_it_decorates():
     assert model.step.__wrapped__ is decorated
 
 
-@pytest.mark.parametrize(
-    "step",
-    [functools.partialmethod(lambda self, factor, x: factor * x, 2), functools.lru_cache(lambda self, x: 2 * x)],
-    ids=["partialmethod", "lru_cache"],
-)
-def test_unusual_methods_are_heard(step):
-    model = type("Model", (Listener,), {"step": step})()
-    assert model.step(3) == 6
-    assert model.heard == [("step", 6, (3,), {})]
+class Binding:
+    """A decorator that is a class, bound as its subclass says."""
+
+    def __init__(self, function):
+        functools.update_wrapper(self, function)
+        self.function = function
+
+    def __call__(self, *args, **kwargs):
+        return self.function(*args, **kwargs)
+
+
+class AsMethod(Binding):
+    def __get__(self, instance, owner=None):
+        return self if instance is None else types.MethodType(self, instance)
+
+
+class AsPartial(Binding):
+    def __get__(self, instance, owner=None):
+        return self if instance is None else functools.partial(self, instance)
+
+
+class AsClosure(Binding):
+    def __get__(self, instance, owner=None):
+        return lambda *args, **kwargs: self(instance, *args, **kwargs)
+
+
+def double(self, x):
+    return 2 * x
+
+
+def dispatched():
+    method = functools.singledispatchmethod(lambda self, x: None)
+    method.register(int, double)
+    return method
+
+
+KINDS = {
+    "function": double,
+    "lambda": lambda self, x: 2 * x,
+    "partialmethod": functools.partialmethod(lambda self, factor, x: factor * x, 2),
+    "partial": functools.partial(lambda factor, x: factor * x, 2),
+    "lru_cache": functools.lru_cache(double),
+    "singledispatchmethod": dispatched(),
+    "property": property(lambda self: lambda x: double(self, x)),
+    "staticmethod": staticmethod(lambda x: 2 * x),
+    "classmethod": classmethod(double),
+    "class with MethodType": AsMethod(double),
+    "class with partial": AsPartial(double),
+    "class with closure": AsClosure(double),
+    "callable without __get__": Binding(lambda x: 2 * x),
+    "bound method": (2).__mul__,
+    "C function": functools.partial(__import__("operator").mul, 2),
+    "mock": mock.Mock(return_value=6),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("inherited", [False, True])
+def test_methods_of_any_kind_are_heard(kind, inherited):
+    space = {"step": KINDS[kind]}
+    bases = (Listener, type("Parent", (), space)) if inherited else (Listener,)
+    model = type("Model", bases, {} if inherited else space)()
+    assert model.step(3) == type(model).step(model, 3) == 6
+    assert model.heard == [("step", 6, (3,), {})] * 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_child_may_call_super_whatever_kind_its_parent_has(kind):
+    class Parent(Listener):
+        step = KINDS[kind]
+
+    class Model(Parent):
+        def step(self, x):
+            return super().step(x) + 1
+
+    model = Model()
+    assert model.step(3) == 7
+    assert model.heard == [("step", 7, (3,), {})]
+
+
+@pytest.mark.parametrize("kind", KINDS.keys() - {"bound method", "mock"})
+@pytest.mark.parametrize("inherited", [False, True])
+def test_a_bound_method_of_any_kind_has_the_signature_that_it_would_have(kind, inherited):
+    def signature(*bases):
+        space = {"step": KINDS[kind]}
+        model = type("Model", (*bases, type("P", (), space)), {}) if inherited else type("Model", bases, space)
+        return inspect.signature(model().step)
+
+    assert signature(Listener) == signature()
 
 
 def test_an_abstract_method_stays_abstract():
@@ -273,3 +364,182 @@ def test_a_copy_made_inside_a_step_is_heard_on_its_own():
     model = Model()
     model.step(1)
     assert len(model.heard) == len(model.twin.heard) == 1
+
+
+def grown(name, bases, body):
+    """A class whose step is its own, its own and its parent's, or inherited."""
+
+    def own(self, x):
+        return [name, x]
+
+    def with_super(self, x):
+        return [name, *super(cls, self).step(x)]
+
+    steps = {"inherited": {}, "own": {"step": own}, "super": {"step": with_super}}
+    cls = type(name, bases, steps[body])
+    return cls
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("mixed_in", [*itertools.product([False, True], repeat=3)][1:])
+def test_diamonds_of_every_shape_resolve_as_without_the_mixin(mixed_in, order):
+    def build(mixin, bodies):
+        parts = [(mixin,) if at else () for at in mixed_in]
+        sides = [grown(name, (*parts[at], Parent), bodies[at]) for at, name in enumerate(("Left", "Right"))]
+        model = grown("Model", tuple(sides[at] for at in order), bodies[2])
+        return type("Heir", (model, *parts[2]), {})() if parts[2] else model()
+
+    class Parent:
+        def step(self, x):
+            return ["parent", x]
+
+    class Nothing:
+        def __new__(cls, *args):
+            return super().__new__(cls)
+
+    for bodies in itertools.product(("inherited", "own", "super"), repeat=3):
+        model, expected = build(Listener, bodies), build(Nothing, bodies).step(1)
+        assert model.step(1) == expected
+        assert model.heard == [("step", expected, (1,), {})]
+
+
+def test_a_base_patched_later_is_seen_and_so_is_its_return():
+    class Heir(Child):
+        pass
+
+    for place in (Parent, Child, Heir):
+        model = Heir()
+        with mock.patch.object(place, "step", lambda self, x: 7 * x):
+            assert model.step(1) == 7
+        assert model.step(1) == 2
+        seen = [("step", 7, (1,), {})] if place is not Heir else []  # it is the entry that was patched away
+        assert model.heard == [*seen, ("step", 2, (1,), {})]
+
+
+def test_a_patched_instance_runs_the_patch():
+    model = Child()
+    with mock.patch.object(model, "step", lambda x: 7 * x):
+        assert model.step(1) == 7
+        assert not is_woven(model.step)
+    assert model.step(1) == 2
+    assert model.heard == [("step", 2, (1,), {})]
+
+
+def test_a_method_that_a_base_gets_later_hides_those_behind_it():
+    class Left(Parent):
+        pass
+
+    class Model(Listener, Left):
+        pass
+
+    Left.step = lambda self, x: 5 * x
+    assert Model().step(1) == 5
+    del Left.step
+    assert Model().step(1) == 2
+
+
+@pytest.mark.parametrize("bases", [(Listener,), (Listener, Parent), (Child,)])
+def test_a_method_set_to_none_stays_none(bases):
+    model = type("Heir", (type("Model", bases, {"step": None}),), {})()
+    assert model.step is None
+
+
+def test_an_entry_that_has_gone_can_be_put_back():
+    class Model(Child):
+        def step(self, x):
+            return 3 * x
+
+    del Model.step
+    assert weave(Model, "step", guard="step")
+    assert Model().step(1) == 2
+
+
+def test_another_thread_in_the_same_instance_is_heard_on_its_own():
+    class Model(Listener):
+        def step(self, x):
+            if x:
+                thread = threading.Thread(target=self.other_step, args=(0,))
+                thread.start()
+                thread.join()
+
+        def other_step(self, x):
+            self.step(x)
+
+    model = Model()
+    model.step(1)
+    assert [call[:1] + call[2:] for call in model.heard] == [("other_step", (0,), {}), ("step", (1,), {})]
+
+
+def interrupt_at(line, call):
+    """Run something, and raise before the line with this number of a wrapper; return whether it came by."""
+    came = []
+
+    def trace(frame, event, _):
+        if frame.f_code.co_name == "woven" and frame.f_globals["__name__"] == "epoch_mixin._hooks":
+            if event == "line" and frame.f_lineno == line and not came:
+                came.append(line)
+                raise KeyboardInterrupt
+            return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(None)
+    return bool(came)
+
+
+def test_an_interrupt_anywhere_does_not_disarm_the_model():
+    code = Child.step.__code__
+    # Signals come between a call and the next one, so that what begins a `finally` is run.
+    release = inspect.getsource(code).splitlines().index("            _running.pop(call, None)") + code.co_firstlineno
+    lines = sorted({line for *_, line in code.co_lines() if line} - {code.co_firstlineno, release})
+    came = 0
+    for line in lines:
+        model = Child()
+        came += interrupt_at(line, lambda model=model: model.step(1))
+        model.heard.clear()
+        assert model.step(1) == 2
+        assert len(model.heard) == 1, f"line {line}"
+    assert came > 8
+
+
+def test_notes_are_of_the_call_under_way_in_this_thread():
+    class Model(Listener):
+        def step(self, x):
+            notes_of(self, "step").append(x)
+            if x:
+                self.step(x - 1)
+            self.seen = list(notes_of(self, "step"))
+
+    model = Model()
+    model.step(2)
+    assert model.seen == [2, 1, 0]
+    assert notes_of(model, "step") is None
+
+
+def test_frames_of_ours_are_hidden_from_a_traceback():
+    class Model(Child):
+        def step(self, x):
+            return super().step(x / 0)
+
+        hook = property(lambda self: 1 / 0)
+
+    for call in (lambda: Model().step(1), lambda: Model().hook()):
+        with pytest.raises(ZeroDivisionError) as error:
+            call()
+        ours = [entry for entry in error.traceback if entry.path.name == "_hooks.py"]
+        assert all(entry.ishidden(error) for entry in ours)
+
+
+def test_no_entry_leads_back_to_its_class():
+    entry = vars(Child)["step"]
+    assert isinstance(entry, Woven) and not isinstance(entry, types.FunctionType)
+    assert not any(value is Child for value in vars(Child).values())
+    # What a pickle by value takes along.
+    twin = pickle.loads(pickle.dumps(Woven("hook", None, None, "hook")))
+    assert twin.spec == ("hook", None, None, "hook")
+    model = type("Model", (Parent,), {"hook": twin, "_unwoven_hook": lambda self: "own"})()
+    assert model.hook() == "own"

@@ -6,12 +6,12 @@ import torch
 from epoch_mixin._mean import ExactMean
 from tests.helpers import close, mean
 
-CPU = torch.device("cpu")
 
-
-def value(metric):
-    total, weight = metric.totals().tolist()
-    return total / weight
+def exact_mean(losses, weights):
+    metric = ExactMean()
+    for loss, weight in zip(losses, weights):
+        metric.update(loss, weight)
+    return metric
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -22,39 +22,24 @@ def test_many_hard_values_are_averaged_exactly(dtype):
     losses[1::3] *= 1e-6
     losses = losses.to(dtype)
     weights = torch.randint(1, 1000, (20_000,)).tolist()
-    metric = ExactMean(CPU)
-    for start in range(0, len(losses), 1000):
-        metric.update(list(losses[start : start + 1000]), weights[start : start + 1000])
-    assert value(metric) == close(mean(zip(losses.double().tolist(), weights)), rel=1e-12)
+    value = exact_mean(losses, weights).compute()
+    assert value.shape == () and value.dtype == torch.float64
+    assert value.item() == close(mean(zip(losses.double().tolist(), weights)), rel=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_default_dtype_does_not_matter(dtype, default_dtype):
     default_dtype(dtype)
-    losses, weights = torch.rand(100, dtype=torch.float64), [3, 4] * 50
-    metric = ExactMean(CPU)
-    metric.update(list(losses), weights)
-    metric.update(list(losses), [1.5] * 100)
-    expected = mean([*zip(losses.tolist(), weights), *((loss, 1.5) for loss in losses.tolist())])
-    assert value(metric) == close(expected, rel=1e-14)
+    losses = torch.rand(200, dtype=torch.float64)
+    weights = [3, 4] * 50 + [1.5] * 100
+    assert exact_mean(losses, weights).compute().item() == close(mean(zip(losses.tolist(), weights)), rel=1e-14)
 
 
 def test_numbers_and_tensors_of_any_type_can_be_mixed():
-    losses = [torch.tensor(16_777_217), torch.tensor(0.5), torch.tensor(0.25, dtype=torch.float64)]
-    weights = [torch.tensor(1001), 2, torch.tensor(0.5, dtype=torch.bfloat16)]
-    metric = ExactMean(CPU)
-    metric.update(losses, weights)
-    assert value(metric) == close(mean(zip(map(float, losses), map(float, weights))), rel=1e-14)
-
-
-def test_tensors_of_several_types_keep_each_its_precision():
-    losses = [torch.tensor(16_777_217), torch.tensor(0.5), torch.tensor(0.1, dtype=torch.float64)]
-    weights = [torch.tensor(1001), torch.tensor(0.5, dtype=torch.bfloat16), torch.tensor(True)]
-    metric = ExactMean(CPU)
-    metric.update(losses[:2], weights[:2])
-    metric.update(losses[1:], weights[1:])
-    pairs = [(loss.item(), float(weight)) for loss, weight in zip(losses, weights)]
-    assert value(metric) == close(mean(pairs[:2] + pairs[1:]), rel=1e-14)
+    losses = [torch.tensor(16_777_217), torch.tensor(0.5), torch.tensor(0.1, dtype=torch.float64), torch.tensor(True)]
+    weights = [torch.tensor(1001), 2, torch.tensor(0.5, dtype=torch.bfloat16), torch.tensor(True)]
+    expected = mean((loss.item(), float(weight)) for loss, weight in zip(losses, weights))
+    assert exact_mean(losses, weights).compute().item() == close(expected, rel=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -67,35 +52,63 @@ def test_tensors_of_several_types_keep_each_its_precision():
     ],
 )
 def test_nan_and_infinity_show_in_the_mean(losses, expected):
-    metric = ExactMean(CPU)
-    metric.update([torch.tensor(loss) for loss in losses], [1, 2])
-    assert value(metric) == pytest.approx(expected, nan_ok=True)
+    metric = exact_mean(map(torch.tensor, losses), [1, 2])
+    assert metric.compute().item() == pytest.approx(expected, nan_ok=True)
 
 
 def test_weights_count():
     # torchmetrics issue 3434: `MeanMetric` may ignore them
-    metric = ExactMean(CPU)
-    metric.update([torch.tensor(1.0), torch.tensor(5.0)], [3, 1])
-    assert value(metric) == 2.0
+    assert exact_mean([torch.tensor(1.0), torch.tensor(5.0)], [3, 1]).compute() == 2.0
 
 
-def test_no_weight_means_no_mean():
-    assert ExactMean(CPU).totals().tolist() == [0.0, 0.0]
+def test_a_weight_below_zero_cannot_hide_among_the_others():
+    losses, weights = [torch.tensor(1.0)] * 3, [torch.tensor(5.0), torch.tensor(-1.0), 5]
+    assert exact_mean(losses, weights).sums()[1].isnan()
+
+
+def test_nothing_sums_up_to_nothing():
+    assert ExactMean().sums() == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("count", [1, 7, 1000])
+def test_looking_at_the_sums_changes_nothing(count):
+    losses = torch.rand(count)
+    metric = exact_mean(losses, [3] * count)
+    waiting = len(metric.waiting)
+    for _ in range(2):
+        total, weight = metric.sums()
+        assert total.item() == close(math.fsum(3 * loss for loss in losses.tolist()), rel=1e-14)
+        assert weight == 3 * count
+    assert len(metric.waiting) == waiting
+
+
+def test_losses_wait_until_there_are_many_and_are_all_in_the_mean_before():
+    metric, pairs, waiting = ExactMean(), [], []
+    for count in range(1, 1000):
+        loss, weight = torch.rand(()), count % 7 + 1
+        metric.update(loss, weight)
+        pairs.append((loss.item(), weight))
+        waiting.append(len(metric.waiting))
+        if count % 31 == 0:
+            total, weight = metric.sums()
+            assert (total / weight).item() == close(mean(pairs), rel=1e-14)
+    assert 30 < max(waiting) < 500
 
 
 def test_a_mean_begun_in_inference_mode_goes_on_outside_and_back():
     with torch.inference_mode():
-        metric = ExactMean(CPU)
-        metric.update([torch.tensor(1.0)], [1])
-    metric.update([torch.tensor(2.0)], [1])
+        metric = ExactMean()
+        metric.update(torch.tensor(1.0), 1)
+        metric.sum_up()
+    metric.update(torch.tensor(2.0), 1)
+    metric.sum_up()
     with torch.inference_mode():
-        metric.update([torch.tensor(6.0)], [2])
-    assert value(metric) == 3.75
+        metric.update(torch.tensor(6.0), 2)
+    assert metric.compute() == 3.75
 
 
 def test_reset_forgets():
-    metric = ExactMean(CPU)
-    metric.update([torch.tensor(1.0)], [1])
+    metric = exact_mean([torch.tensor(1.0)] * 300, [1] * 300)
     metric.reset()
-    metric.update([torch.tensor(3.0)], [1])
-    assert value(metric) == 3.0
+    metric.update(torch.tensor(3.0), 1)
+    assert metric.compute() == 3.0

@@ -1,4 +1,5 @@
 import copy
+import decimal
 import json
 import math
 import pickle
@@ -6,9 +7,11 @@ import re
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+import torchmetrics
 
 from epoch_mixin import EpochLossMixin
 from tests.helpers import Net, Tracked, close, loader, mean, messages
@@ -37,12 +40,40 @@ class Weighed(EpochLossMixin, pl.LightningModule):
         return batch[1]
 
 
+class Logs(EpochLossMixin, pl.LightningModule):
+    """Calls the functions that it is given as batches with itself, for them to log; every step counts 1."""
+
+    def training_step(self, batch, batch_idx=0):
+        return batch(self)
+
+    def validation_step(self, batch, batch_idx=0):
+        return batch(self)
+
+    def epoch_loss_weight(self, batch):
+        return 1
+
+
+class Sized(EpochLossMixin, pl.LightningModule):
+    """Returns 0 in the first step, 4 in the second, so that the mean tells what each of them counted."""
+
+    def training_step(self, batch, batch_idx):
+        return 4.0 * batch_idx
+
+
 def run(model, *batches):
     """One epoch of a plain loop."""
     model.on_train_epoch_start()
     for index, batch in enumerate(batches):
         model.training_step(batch, index)
     model.on_train_epoch_end()
+
+
+def validate(model, *batches):
+    """One validation run of a plain loop."""
+    model.on_validation_epoch_start()
+    for index, batch in enumerate(batches):
+        model.validation_step(batch, index)
+    model.on_validation_epoch_end()
 
 
 def test_a_plain_loop_records_exact_means():
@@ -145,9 +176,34 @@ def test_history_is_plain_data():
 def test_history_cannot_be_overwritten_by_accident(name):
     model = Given()
     run(model, torch.tensor(1.0))
-    with pytest.raises(AttributeError):
+    with pytest.raises(
+        AttributeError, match=rf"^remove this line: `{name}` is kept by EpochLossMixin; `epoch_history.c"
+    ):
         setattr(model, name, [])
     assert model.epoch_losses == [1.0]
+
+
+def test_a_look_at_losses_that_are_not_recorded_does_not_add_them():
+    class Model(Given):
+        epoch_loss_keys = ("g_loss", "d_loss")
+
+    model = Model()
+    assert model.epoch_losses == []
+    run(model, {"g_loss": 1.0, "d_loss": 2.0})
+    assert model.epoch_losses == []
+    assert model.epoch_history == {"g_loss": [1.0], "d_loss": [2.0]}
+
+
+def test_records_are_rows_of_plain_data():
+    model = Given()
+    assert model.epoch_records() == []
+    for epoch in range(3):
+        run(model, torch.tensor(float(epoch)))
+        if epoch == 1:
+            validate(model, torch.tensor(7.0))
+    validate(model, torch.tensor(8.0))
+    rows = [{"epoch": 0, "loss": 0.0}, {"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 2.0, "val_loss": 7.0}]
+    assert json.loads(json.dumps(model.epoch_records())) == rows
 
 
 def test_two_models_share_nothing():
@@ -242,11 +298,26 @@ def test_every_missing_key_is_warned_of_once_and_the_others_are_recorded(recwarn
 
 def test_validation_outputs_that_hold_no_loss_pass_in_silence(recwarn):
     model = Given()
-    for output in (None, "text", torch.ones(3), {"predictions": torch.ones(3)}, (1, 2), 3.0):
+    for output in (None, "text", torch.ones(3), torch.ones(1), {"predictions": torch.ones(3)}, (1, 2)):
         model.validation_step(output)
     model.on_validation_epoch_end()
     assert model.epoch_history == {}
     assert messages(recwarn, "Given") == []
+
+
+@pytest.mark.parametrize("number", [5, 5.0, np.float32(5), torch.tensor(5)])
+def test_a_bare_number_counts_like_a_tensor(number):
+    model = Given()
+    validate(model, number, 7.0)
+    run(model, number, 9.0)
+    assert model.epoch_history == {"loss": [7.0], "val_loss": [6.0]}
+
+
+@pytest.mark.parametrize("name", ["loss", "val_loss", "val/loss", "valid_loss", "validation_loss"])
+def test_validation_may_return_its_loss_under_the_name_of_the_curve(name):
+    model = Given()
+    validate(model, {name: torch.tensor(3.0)}, {name: 5.0, "acc": 0.0})
+    assert model.epoch_history == {"val_loss": [4.0]}
 
 
 def test_named_losses_are_recorded_each_on_its_own():
@@ -335,6 +406,95 @@ def test_a_generator_as_batch_is_not_consumed():
     assert len(list(batch)) == 4
 
 
+@pytest.mark.parametrize("weigh", [None, lambda self, batch: len(batch["labels"])])
+def test_the_weight_is_that_of_the_batch_as_it_was_given(weigh):
+    class Model(EpochLossMixin, pl.LightningModule):
+        def training_step(self, batch, batch_idx):
+            labels, _ = batch.pop("labels"), batch.popitem()
+            batch["other"] = torch.ones(99)
+            return labels.mean()
+
+        if weigh:
+            epoch_loss_weight = weigh
+
+    model = Model()
+    run(model, *({"x": torch.ones(n, 2), "labels": torch.full((n,), 4.0 * (n == 3))} for n in (1, 3)))
+    assert model.epoch_losses == [3.0]
+
+
+@pytest.mark.parametrize("name", ["loss", "acc"])
+@pytest.mark.parametrize("size", [int, np.int64, torch.tensor])
+def test_the_batch_size_that_a_step_logs_is_its_weight(name, size):
+    class Model(Sized):
+        def training_step(self, batch, batch_idx):
+            self.log("other", 1.0)
+            self.log(name, 1.0, batch_size=size(batch_idx * 2 + 1))
+            return super().training_step(batch, batch_idx)
+
+    model = Model()
+    run(model, torch.ones(7), torch.ones(7))
+    assert model.epoch_losses == [3.0]
+
+
+def test_the_batch_size_logged_with_the_loss_comes_before_any_other():
+    class Model(EpochLossMixin, pl.LightningModule):
+        def training_step(self, batch, batch_idx):
+            self.log("acc", 1.0, batch_size=50)
+            self.log("loss", 100.0, batch_size=70)
+            self.log("train_loss", 4.0 * batch_idx, batch_size=batch_idx * 2 + 1)
+            self.log_dict({"f1": 1.0}, batch_size=60)
+
+    model = Model()
+    run(model, torch.ones(7), torch.ones(7))
+    assert model.epoch_losses == [3.0]
+
+
+def test_an_overridden_weight_comes_before_the_batch_size_that_a_step_logs():
+    model = Logs()
+    run(model, *(lambda self, n=n: self.log("train_loss", float(n), batch_size=n) for n in (1, 3)))
+    assert model.epoch_losses == [2.0]
+
+
+def test_a_batch_size_that_no_weight_can_be_is_not_taken():
+    class Model(Sized):
+        def training_step(self, batch, batch_idx):
+            self.log("acc", 1.0, batch_size="all")
+            return super().training_step(batch, batch_idx)
+
+    model = Model()
+    run(model, torch.ones(1), torch.ones(3))
+    assert model.epoch_losses == [3.0]
+
+
+def test_tensors_that_disagree_about_the_batch_size_are_warned_of_once(recwarn):
+    model = Sized()
+    for _ in range(2):
+        run(model, {"edge_index": torch.ones(2, 9), "x": torch.ones(5)}, {"edge_index": torch.ones(6, 9)})
+    assert model.epoch_losses == [3.0, 3.0]
+    (message,) = messages(recwarn, "Sized")
+    assert message.startswith("Sized.training_step: the tensors of its batch disagree about the batch size: 2, 5.")
+    assert "self.log(..., batch_size=...)" in message and "epoch_loss_weight" in message
+
+
+@pytest.mark.parametrize("said", ["batch size", "weight"])
+def test_who_says_the_weight_is_not_told_that_tensors_disagree(said, recwarn):
+    class Model(Sized):
+        def training_step(self, batch, batch_idx):
+            if said == "batch size":
+                self.log("acc", 1.0, batch_size=1)
+            return 4.0 * batch_idx
+
+        if said == "weight":
+
+            def epoch_loss_weight(self, batch):
+                return 1
+
+    model = Model()
+    run(model, *[(torch.ones(2), torch.ones(5))] * 2)
+    assert model.epoch_losses == [2.0]
+    assert messages(recwarn, "Model") == []
+
+
 def test_default_weight_is_the_batch_size():
     assert Tracked().epoch_loss_weight((torch.ones(7, 2), torch.ones(3))) == 7
 
@@ -378,24 +538,39 @@ def test_weighing_by_tokens():
     assert model.epoch_losses == [close(mean(pairs))]
 
 
-@pytest.mark.parametrize("weight", [-1, -0.5, math.nan, math.inf])
+@pytest.mark.parametrize("weight", [-1, -0.5, math.nan, math.inf, -math.inf, np.float32("nan")])
 def test_a_weight_out_of_range_is_refused_at_once(weight):
     with pytest.raises(ValueError, match=r"^Weighed\.epoch_loss_weight must return a finite number not below zero"):
         Weighed().training_step((1.0, weight))
 
 
-@pytest.mark.parametrize("weight", [None, "3", 1j, [3], torch.ones(2), torch.ones(0)])
+@pytest.mark.parametrize(
+    "weight",
+    [
+        None,
+        "3",
+        1j,
+        [3],
+        decimal.Decimal(3),
+        torch.ones(2),
+        torch.ones(0),
+        torch.tensor(1j),
+        torch.ones((), device="meta"),
+    ],
+)
 def test_a_weight_that_is_no_number_is_refused_at_once(weight):
     with pytest.raises(TypeError, match=r"^Weighed\.epoch_loss_weight must return "):
         Weighed().training_step((1.0, weight))
 
 
-@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
-def test_a_weight_tensor_out_of_range_is_refused_when_the_epoch_ends(weight):
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("others", [torch.float32, torch.float64, None])
+def test_a_weight_tensor_out_of_range_is_refused_when_the_epoch_ends(weight, others):
+    other = 5.0 if others is None else torch.tensor(5.0, dtype=others)
     model = Weighed()
     model.on_train_epoch_start()
-    for value in (5.0, weight, 5.0):
-        model.training_step((1.0, torch.tensor(value)))
+    for value in (other, torch.tensor(weight), other):
+        model.training_step((1.0, value))
     with pytest.raises(ValueError, match=r"^Weighed\.epoch_loss_weight returned a negative number, NaN or infinity"):
         model.on_train_epoch_end()
 
@@ -451,6 +626,224 @@ def test_a_deepcopy_made_inside_a_step_records_its_own_steps():
     (twin,) = model.twin
     twin.on_train_epoch_end()
     assert model.epoch_losses == [1.0] and twin.epoch_losses == [100.0]
+
+
+def logging_steps(name):
+    return [
+        lambda self: self.log(name, torch.tensor(1.0, requires_grad=True)),
+        lambda self: self.log(name, 2.0),
+        lambda self: self.log(value=np.float32(3), name=name),
+        lambda self: self.log_dict({name: np.int64(4), "acc": 9.0}),
+        lambda self: self.log_dict(batch_size=3, dictionary={"acc": 9.0, name: torch.tensor([5])}),
+    ]
+
+
+@pytest.mark.parametrize("name", ["train_loss", "train/loss", "training_loss", "training/loss", "loss"])
+def test_what_a_training_step_logs_is_recorded(name):
+    model = Logs()
+    run(model, *logging_steps(name))
+    assert model.epoch_history == {"loss": [3.0]}
+
+
+@pytest.mark.parametrize(
+    "name", ["val_loss", "val/loss", "valid_loss", "valid/loss", "validation_loss", "validation/loss", "loss"]
+)
+def test_what_a_validation_step_logs_is_recorded(name):
+    model = Logs()
+    validate(model, *logging_steps(name))
+    assert model.epoch_history == {"val_loss": [3.0]}
+
+
+def test_what_is_returned_comes_before_what_is_logged_and_each_step_counts_once():
+    def step(self):
+        self.log("train_loss", 100.0)
+        self.log("train_kl", 3.0)
+        self.log("train_kl", 5.0)
+        return torch.tensor(1.0)
+
+    model = Logs()
+    model.epoch_loss_keys = ("loss", "kl")
+    run(model, step, step, lambda self: self.log_dict({"train_loss": 4.0, "kl": 8.0}))
+    assert model.epoch_history == {"loss": [2.0], "kl": [6.0]}
+
+
+def test_other_names_and_other_stages_are_no_losses(recwarn):
+    model = Logs()
+    validate(model, lambda self: self.log_dict({"train_loss": 1.0, "val_los": 1.0, "my_val_loss": 1.0, "val_loss_": 1}))
+    run(model, lambda self: self.log("val_loss", 1.0))
+    assert model.epoch_history == {"loss": [pytest.approx(math.nan, nan_ok=True)]}
+    (message,) = messages(recwarn, "Logs")
+    assert "it returned None and logged 'val_loss'" in message
+
+
+def test_what_is_logged_outside_a_step_is_not_recorded():
+    class Model(Logs):
+        def on_train_epoch_end(self):
+            self.log("train_loss", 100.0)
+
+    model = Model()
+    model.log("train_loss", 100.0)
+    for _ in range(2):
+        run(model, lambda self: self.log("train_loss", 1.0))
+    assert model.epoch_losses == [1.0, 1.0]
+
+
+def test_a_metric_that_the_step_called_counts_with_the_value_of_that_call():
+    class Model(Logs):
+        def __init__(self):
+            super().__init__()
+            self.val_loss = torchmetrics.MeanMetric()
+            self.others = torchmetrics.MetricCollection({"kl": torchmetrics.MeanMetric()}, prefix="val_")
+
+    def step(self):
+        self.val_loss(next(losses))
+        self.others(8.0)
+        self.log("val_loss", self.val_loss)
+        self.log_dict(self.others)
+
+    model, losses = Model(), iter([1.0, 2.0, 6.0])
+    model.epoch_loss_keys = ("loss", "kl")
+    validate(model, step, step, step)
+    assert model.epoch_history == {"val_loss": [3.0], "val_kl": [8.0]}
+
+
+def test_a_metric_that_was_only_updated_is_left_alone():
+    def step(self):
+        metric.update(5.0)
+        self.log("val_loss", metric)
+
+    metric, model = torchmetrics.MeanMetric(), Logs()
+    validate(model, step, step)
+    assert model.epoch_history == {}
+    assert metric.compute() == 5.0
+
+
+@pytest.mark.parametrize("words", [(), ("a message",), (["a", "list"], 3.0), ({}, 1, 2)])
+def test_a_log_of_the_users_own_may_take_what_it_likes(words):
+    class Model(Logs):
+        def log(self, *words):
+            self.said = words
+
+    model = Model()
+    run(model, lambda self: self.log(*words) or 1.0)
+    assert model.said == words
+    assert model.epoch_losses == [1.0]
+
+
+@pytest.mark.parametrize("by_keyword", [False, True])
+def test_several_dataloaders_by_hand_have_a_curve_each(by_keyword):
+    class Model(Weighed):
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            return batch[0]
+
+    model = Model()
+    for losses in ([(0, 1.0, 3), (0, 5.0, 1), (1, 8.0, 4)], [(1, 6.0, 1), (0, 2.0, 3)]):
+        for idx, loss, weight in losses:
+            args, kwargs = ((), {"dataloader_idx": idx}) if by_keyword else ((idx,), {})
+            model.validation_step((loss, weight), 0, *args, **kwargs)
+        model.on_validation_epoch_end()
+    assert model.epoch_history == {
+        "val_loss": [5.0, 3.0],
+        "val_loss/dataloader_idx_0": [2.0, 2.0],
+        "val_loss/dataloader_idx_1": [8.0, 6.0],
+    }
+
+
+def test_one_dataloader_has_no_curve_beside_the_pooled_one():
+    class Model(Given):
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            return batch
+
+    model = Model()
+    validate(model, 1.0, 3.0)
+    assert model.epoch_history == {"val_loss": [2.0]}
+
+
+class Wilful(torch.Tensor):
+    """Wants nothing done to it."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        raise TypeError(f"no {func.__name__}")
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda: torch.tensor(3.0).as_subclass(Wilful),
+        lambda: torch.tensor([3.0]).to_sparse(),
+        lambda: torch.tensor(3.0).to_sparse(),
+        lambda: torch.nn.Parameter(torch.tensor(3.0)),
+    ],
+    ids=["subclass", "sparse vector", "sparse", "parameter"],
+)
+def test_unusual_losses_are_recorded_beside_usual_ones(loss):
+    model = Given()
+    run(model, torch.tensor(1.0), loss(), loss())
+    run(model, loss(), torch.tensor(1.0))
+    assert model.epoch_losses == [close(7 / 3), 2.0]
+
+
+def test_a_loss_on_the_meta_device_is_left_out_and_warned_of_at_once():
+    model = Given()
+    with pytest.warns(UserWarning, match=r"^Given\.training_step: no 'loss' is recorded.* without values"):
+        model.training_step(torch.ones((), device="meta"))
+    run(model, torch.ones((), device="meta"), torch.tensor(3.0))
+    assert model.epoch_losses == [3.0]
+
+
+def test_a_step_under_vmap_goes_on_and_leaves_nothing_behind():
+    class Model(Given):
+        def training_step(self, batch, batch_idx=0):
+            return batch.sum()
+
+    model = Model()
+    with pytest.warns(UserWarning, match=r"^Model\.training_step: no 'loss' is recorded.* within a transform of torch.func"):
+        assert torch.vmap(model.training_step)(torch.ones(4, 3)).tolist() == [3.0] * 4
+    run(model, torch.ones(5))
+    assert model.epoch_losses == [5.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("epoch_loss_key", "epoch_loss_keys"),
+        ("epoch_losses_keys", "epoch_loss_keys"),
+        ("epoch_loss_weigth", "epoch_loss_weight"),
+        ("epoch_loss_weights", "epoch_loss_weight"),
+    ],
+)
+def test_a_misspelt_name_is_warned_of_at_class_creation(name, meant):
+    message = rf"^Model\.{name} means nothing to EpochLossMixin; did you mean {meant}\?$"
+    with pytest.warns(UserWarning, match=message):
+        type("Model", (EpochLossMixin, Net), {name: ("loss",)})
+
+
+def test_names_of_the_users_own_are_let_be(recwarn):
+    type("Model", (EpochLossMixin, Net), {"epoch_loss": 1, "epoch": 2, "loss_weight": 3, "epoch_loss_keys": ("kl",)})
+    assert messages(recwarn, "Model") == []
+
+
+@pytest.mark.parametrize("weight", [3.0, None, torch.ones(2)])
+def test_a_weight_that_is_no_method_is_refused_at_class_creation(weight):
+    with pytest.raises(TypeError, match=r"^Model\.epoch_loss_weight must be a method that takes a batch, not "):
+        type("Model", (EpochLossMixin, Net), {"epoch_loss_weight": weight})
+
+
+def test_a_module_that_is_not_lightnings_is_refused_at_class_creation():
+    with pytest.raises(
+        TypeError, match=r"^Model is no LightningModule: write `class Model\(EpochLossMixin, pl\.Lightn"
+    ):
+        type("Model", (EpochLossMixin, torch.nn.Linear), {})
+
+
+def test_a_class_that_is_no_module_may_be_a_base_and_is_refused_when_used():
+    class Base(EpochLossMixin):
+        epoch_loss_keys = ("loss",)
+
+    with pytest.raises(TypeError, match=r"^Base is no LightningModule"):
+        print(Base().epoch_history)
+    assert type("Model", (Base, Net), {})().epoch_losses == []
 
 
 @pytest.mark.parametrize("step", ["validation_step", "test_step", "predict_step"])

@@ -1,6 +1,5 @@
 import decimal
 import fractions
-import math
 from collections import OrderedDict, UserDict, deque, namedtuple
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +11,9 @@ import torch
 from pytorch_lightning.utilities.data import extract_batch_size
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.nn.utils.rnn import pack_sequence
+from torch.utils.data import DataLoader
 
-from epoch_mixin._outputs import batch_size, checked_weight, losses_in, why_missing
+from epoch_mixin._outputs import as_loss, batch_size, batch_sizes, checked_weight, described, losses_in
 
 Pair = namedtuple("Pair", "x y")
 
@@ -22,16 +22,6 @@ Pair = namedtuple("Pair", "x y")
 class Sample:
     name: Any
     x: Any = None
-
-
-class Bag:
-    """Can be iterated over, and is no container of any known kind."""
-
-    def __init__(self, *items):
-        self.items = items
-
-    def __iter__(self):
-        return iter(self.items)
 
 
 class Opaque:
@@ -67,8 +57,6 @@ def ones(*shape):
         Pair(ones(7), ones(3)),
         {ones(7)},
         deque([ones(7)]),
-        Bag(ones(7), ones(3)),
-        Bag(Bag(), "text", Bag(ones(7))),
         Sample("name", ones(7)),
         [Sample(ones(7), ones(3))],
         (Sample("name"), ones(7)),
@@ -124,96 +112,195 @@ def test_iterators_are_left_alone(make):
     assert len(list(source)) == 2
 
 
-def test_the_search_ends_at_the_first_tensor():
-    def never():
-        raise AssertionError("looked further than the first tensor")
+class Walked:
+    """Counts what is read of it."""
 
-    class Endless:
-        def __iter__(self):
-            yield ones(7)
-            never()
+    reads = 0
 
-    assert batch_size([Endless(), ones(3)]) == 7
+    def __iter__(self):
+        for item in super().__iter__():
+            self.reads += 1
+            yield item
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return super().__getitem__(index)
+
+
+class WalkedArray(Walked, np.ndarray):
+    pass
+
+
+class WalkedBytes(Walked, bytearray):
+    pass
+
+
+class WalkedList(Walked, list):
+    pass
 
 
 @pytest.mark.parametrize(
-    "output",
+    "heavy",
+    [
+        np.zeros((16, 3, 224, 224), dtype=np.uint8).view(WalkedArray),
+        WalkedBytes(100_000),
+        WalkedList([0.5] * 100_000),
+        WalkedList(["word"] * 100_000),
+    ],
+    ids=lambda heavy: type(heavy).__name__,
+)
+@pytest.mark.parametrize("make", [lambda heavy: (heavy, ones(7)), lambda heavy: {"x": [heavy], "y": ones(7)}])
+def test_what_holds_no_tensor_is_not_walked_through(heavy, make):
+    heavy.reads = 0
+    assert batch_size(make(heavy)) == 7
+    assert list(batch_sizes(make(heavy))) == [7]
+    assert heavy.reads <= 2
+
+
+def test_a_dataloader_inside_a_batch_draws_no_random_numbers():
+    episodes = DataLoader(list(range(9)), shuffle=True)
+    before = torch.get_rng_state()
+    assert batch_size((episodes, ones(7))) == 7
+    assert batch_size([episodes]) is None
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_search_ends_at_the_first_tensor():
+    class Endless(deque):
+        def __iter__(self):
+            yield ones(7)
+            raise AssertionError("looked further than the first tensor")
+
+    assert batch_size([Endless([1]), ones(3)]) == 7
+
+
+def test_each_tensor_tells_a_batch_size():
+    batch = {"edge_index": ones(2, 9), "x": [ones(7, 3), Sample("name", ones(7))], "y": ones(), "name": "text"}
+    assert list(batch_sizes(batch)) == [2, 7, 7, 1]
+
+
+LOSS = {"loss": ("loss", "val_loss", "val/loss", "valid_loss")}
+
+
+def read(output, logged=(), names=LOSS):
+    """The losses as numbers, and the reasons."""
+    losses, reasons = losses_in(output, dict(logged), names)
+    return {key: loss.item() for key, loss in losses.items()}, reasons
+
+
+def keys(*names):
+    return {name: (name,) for name in names}
+
+
+@pytest.mark.parametrize(
+    "value",
     [
         torch.tensor(2.5, requires_grad=True),
+        torch.nn.Parameter(torch.tensor(2.5)),
         torch.tensor([2.5]),
         torch.tensor([[2.5]], dtype=torch.float64),
         torch.tensor(2.5, dtype=torch.bfloat16),
-        {"loss": torch.tensor(2.5)},
-        UserDict(loss=torch.tensor(2.5)),
-        OrderedDict(other="text", loss=2.5),
-        {"loss": np.float32(2.5)},
-        {"loss": fractions.Fraction(5, 2)},
+        torch.tensor([2.5]).to_sparse(),
+        2.5,
+        np.float32(2.5),
+        np.array(2.5),
+        fractions.Fraction(5, 2),
     ],
 )
-def test_a_loss_is_read_as_a_detached_scalar(output):
-    (loss,) = losses_in(output, ("loss",)).values()
-    assert loss.shape == () and not loss.requires_grad
-    assert loss == 2.5
+@pytest.mark.parametrize("wrap", [lambda value: value, lambda value: UserDict(other="text", loss=value)])
+def test_a_loss_is_read_as_a_detached_scalar(value, wrap):
+    losses, reasons = losses_in(wrap(value), {}, LOSS)
+    assert type(losses["loss"]) is torch.Tensor
+    assert losses["loss"].shape == () and not losses["loss"].requires_grad
+    assert losses == {"loss": 2.5} and reasons == {}
 
 
 def test_plain_numbers_are_read_in_full_precision(default_dtype):
     default_dtype(torch.float16)
-    losses = losses_in({"loss": 0.1, "kl": 10**15 + 1}, ("loss", "kl"))
-    assert [loss.item() for loss in losses.values()] == [0.1, 10**15 + 1]
+    assert as_loss(0.1).item() == 0.1
+    assert as_loss(10**15 + 1).item() == 10**15 + 1
 
 
-def test_integers_and_booleans_are_losses_too():
-    losses = losses_in({"errors": torch.tensor(3), "wrong": True}, ("errors", "wrong"))
-    assert losses == {"errors": 3, "wrong": 1}
+@pytest.mark.parametrize("value", [torch.tensor(3), 3, np.int8(3)])
+def test_integers_are_losses_too(value):
+    assert as_loss(value) == 3
+    assert as_loss(value > 2) == 1
 
 
 def test_only_the_keys_asked_for_are_read():
     output = {"loss": torch.tensor(1.0), "kl": torch.tensor(2.0), "logits": ones(3)}
-    assert losses_in(output, ("kl", "loss")) == {"kl": 2.0, "loss": 1.0}
-    assert losses_in(output, ("kl", "missing")) == {"kl": 2.0}
-    assert losses_in(torch.tensor(1.0), ("kl", "loss")) == {"loss": 1.0}
+    assert read(output, names=keys("kl", "loss"))[0] == {"kl": 2.0, "loss": 1.0}
+    assert read(output, names=keys("kl", "missing"))[0] == {"kl": 2.0}
+    assert read(torch.tensor(1.0), names=keys("kl", "loss"))[0] == {"loss": 1.0}
+
+
+def test_a_loss_may_be_returned_or_logged_under_the_name_of_its_curve():
+    for name in LOSS["loss"]:
+        assert read({name: 1.0}) == ({"loss": 1.0}, {})
+        assert read(None, {name: 1.0}) == ({"loss": 1.0}, {})
+    assert read({"loss": 1.0, "val_loss": 2.0})[0] == {"loss": 1.0}
+    assert read(None, {"loss": 1.0, "val_loss": 2.0})[0] == {"loss": 2.0}
+
+
+def test_what_is_returned_comes_before_what_is_logged():
+    names = keys("loss", "kl")
+    assert read(torch.tensor(1.0), {"loss": 5.0, "kl": 2.0}, names) == ({"loss": 1.0, "kl": 2.0}, {})
+    assert read({"loss": "low"}, {"loss": 5.0})[0] == {"loss": 5.0}
 
 
 @pytest.mark.parametrize("shape", [(), (1,)])
 def test_a_loss_is_a_copy_of_its_own(shape):
     loss = torch.full(shape, 2.0)
-    read = losses_in(loss, ("loss",))
+    copy = as_loss(loss)
     loss.zero_()
-    assert read == {"loss": 2.0}
+    assert copy == 2.0
+
+
+class Unreadable:
+    ndim = 0
 
 
 @pytest.mark.parametrize(
-    ("output", "reason"),
+    ("value", "what"),
     [
-        (ones(3), "returned no real scalar for it but a Tensor of shape (3,)"),
-        (ones(0), "returned no real scalar for it but a Tensor of shape (0,)"),
-        ({"loss": ones(2, 2)}, "returned no real scalar for it but a Tensor of shape (2, 2)"),
-        ({"loss": "low"}, "returned no real scalar for it but a str"),
-        ({"loss": 1j}, "returned no real scalar for it but a complex"),
-        ({"loss": [1.0]}, "returned no real scalar for it but a list"),
-        ({"loss": decimal.Decimal(1)}, "returned no real scalar for it but a Decimal"),
-        ({"Loss": ones(), "acc": 1.0}, "returned only 'Loss', 'acc'"),
-        ({}, "returned only an empty dict"),
-        ("low", "returned a str, not a tensor or a dict"),
-        (2.5, "returned a float, not a tensor or a dict"),
-        ((ones(), ones()), "returned a tuple, not a tensor or a dict"),
+        (ones(3), "a Tensor of shape (3,)"),
+        (ones(0), "a Tensor of shape (0,)"),
+        (torch.tensor(1j), "a Tensor of shape ()"),
+        (ones().to("meta"), "a Tensor of shape () without values"),
+        (1j, "a complex"),
+        ("low", "a str"),
+        ([1.0], "a list"),
+        (decimal.Decimal(1), "a Decimal"),
+        (10**400, "a int that cannot be read (int too large to convert to float)"),
+        (Unreadable(), "a Unreadable that cannot be read ("),
     ],
 )
-def test_what_is_no_loss_is_left_out_and_can_be_explained(output, reason):
-    assert losses_in(output, ("loss",)) == {}
-    assert why_missing(output, "loss") == reason
+def test_what_is_no_loss_is_named(value, what):
+    assert as_loss(value).startswith(what)
+    losses, reasons = read({"loss": value}, {"loss": None})
+    assert losses == {}
+    assert reasons == {"loss": f"gave {as_loss(value)} for it, which is no real scalar"}
 
 
-def test_a_complex_tensor_is_no_loss():
-    output = torch.tensor(1j)
-    assert losses_in(output, ("loss",)) == {}
-    assert "real" in why_missing(output, "loss")
+@pytest.mark.parametrize(
+    ("output", "logged", "words"),
+    [
+        ({"Loss": ones(), "acc": 1.0}, {}, "returned only 'Loss', 'acc'"),
+        ({"Loss": ones()}, {"acc": 1.0, "f1": 1.0}, "returned only 'Loss' and logged 'acc', 'f1'"),
+        ({}, {}, "returned an empty dict"),
+        (None, {"acc": 1.0}, "returned None and logged 'acc'"),
+        ("low", {}, "returned only a str"),
+    ],
+)
+def test_a_missing_loss_is_explained_with_what_is_there(output, logged, words):
+    assert described(output, logged) == words
+    if isinstance(output, dict):
+        assert read(output, logged) == ({}, {"loss": words})
 
 
 @pytest.mark.parametrize("output", [None, {"loss": None}])
 def test_none_means_no_loss_on_purpose(output):
-    assert losses_in(output, ("loss",)) == {}
-    assert why_missing(output, "loss") is None
+    assert read(output) == ({}, {})
 
 
 @pytest.mark.parametrize(
@@ -230,15 +317,3 @@ def test_a_weight_tensor_is_kept_as_it_was():
     with torch.no_grad():
         weight.zero_()
     assert checked == 3.0 and not checked.requires_grad
-
-
-@pytest.mark.parametrize("weight", [-1, -0.5, math.nan, math.inf, -math.inf, np.float32("nan")])
-def test_a_weight_out_of_range_is_refused(weight):
-    with pytest.raises(ValueError, match=r"^Model\.epoch_loss_weight must return a finite number not below zero, not "):
-        checked_weight(weight, "Model")
-
-
-@pytest.mark.parametrize("weight", [None, "3", 1j, [3], decimal.Decimal(3), ones(2), ones(0), torch.tensor(1j)])
-def test_a_weight_that_is_no_number_is_refused(weight):
-    with pytest.raises(TypeError, match=r"^Model\.epoch_loss_weight must return (a|one) number, not "):
-        checked_weight(weight, "Model")

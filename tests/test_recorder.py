@@ -4,178 +4,259 @@ import math
 import pytest
 import torch
 
-from epoch_mixin._recorder import OpenEpoch, Recorder
+from epoch_mixin._recorder import History, Run, together
 from tests.helpers import close, mean, messages
 
-
-def alone(totals):
-    """The sum over one rank."""
-    return totals
+NAN = pytest.approx(math.nan, nan_ok=True)
 
 
-def add(recorder, stage, *pairs, key="loss"):
-    epoch = recorder.open.setdefault(stage, OpenEpoch())
+def add(run, stage, *pairs, key="loss"):
+    epoch = run.open.get(stage) or run.begin(stage)
     for loss, weight in pairs:
-        epoch.add({key: torch.tensor(loss)}, weight)
+        run.add(epoch, {key: torch.tensor(loss)}, weight)
 
 
-def test_mean_is_exact_however_many_losses_wait():
-    epoch, pairs = OpenEpoch(), []
-    assert math.isnan(epoch.mean("loss"))
+def ended(*epochs, stage="train"):
+    """Totals that a rank has ended; a number stands for a mean of weight 1."""
+    totals = [{key: [float(mean), 1.0] for key, mean in epoch.items()} for epoch in epochs]
+    return {"train": [], "val": [], stage: totals}
+
+
+def settle(history, *epochs, stage="train", keys=("loss",), words=()):
+    """Settle epochs one by one, each given as its means."""
+    for epoch in epochs:
+        history.settle(ended(epoch, stage=stage), dict(words), keys)
+
+
+def test_running_mean_is_exact_however_many_losses_wait():
+    run, pairs = Run(), []
+    epoch = run.begin("train")
+    assert epoch.mean("loss").isnan()
     for count in range(1, 300):
         loss, weight = torch.rand(()), count % 7 + 1
-        epoch.add({"loss": loss}, weight)
+        run.add(epoch, {"loss": loss}, weight)
         pairs.append((loss.item(), weight))
         assert epoch.mean("loss").item() == close(mean(pairs), rel=1e-14)
 
 
-def test_two_hundred_thousand_steps_are_exact_and_leave_no_losses_behind():
-    losses = torch.rand(200_000)
-    losses[::1000] *= 1e8
-    epoch = OpenEpoch()
-    for step, loss in enumerate(losses):
-        epoch.add({"loss": loss}, step % 97)
-        assert len(epoch._waiting) < 1000
-    expected = mean((loss, step % 97) for step, loss in enumerate(losses.tolist()))
-    assert epoch.mean("loss").item() == close(expected)
-
-
 def test_keys_that_come_and_go_have_each_their_own_weight():
-    epoch = OpenEpoch()
-    epoch.add({"a": torch.tensor(1.0)}, 1)
-    epoch.add({"a": torch.tensor(2.0), "b": torch.tensor(10.0)}, 3)
-    epoch.add({}, 1000)
+    run = Run()
+    epoch = run.begin("train")
+    run.add(epoch, {"a": torch.tensor(1.0)}, 1)
+    run.add(epoch, {"a": torch.tensor(2.0), "b": torch.tensor(10.0)}, 3)
+    run.add(epoch, {}, 1000)
     assert epoch.mean("a") == 7 / 4
     assert epoch.mean("b") == 10.0
-    assert epoch.totals(("a", "b", "c"), alone) == {"a": (7.0, 4.0), "b": (30.0, 3.0), "c": (0.0, 0.0)}
+    assert epoch.totals(first=True) == {"a": [7.0, 4.0], "b": [30.0, 3.0]}
 
 
-def test_close_writes_the_mean_and_begins_anew():
-    recorder = Recorder("Model")
-    add(recorder, "train", (1.0, 1), (4.0, 2))
-    recorder.close("train", ("loss",), alone)
-    add(recorder, "train", (7.0, 1))
-    recorder.close("train", ("loss",), alone)
-    assert recorder.history == {"loss": [3.0, 7.0]}
+def test_what_a_checkpoint_brought_is_where_the_sums_begin():
+    run = Run()
+    epoch = run.begin("train", 3)
+    epoch.begins = {"loss": [8.0, 2.0], "kl": [1.0, 4.0]}
+    assert epoch.mean("loss") == 4.0
+    add(run, "train", (1.0, 1))
+    assert epoch.mean("loss") == 3.0
+    assert epoch.totals(first=True) == {"loss": [9.0, 3.0], "kl": [1.0, 4.0]}
+    assert epoch.totals(first=False) == {"loss": [1.0, 1.0]}
+
+
+def test_an_epoch_ends_as_plain_data_and_the_next_begins_anew():
+    run = Run()
+    add(run, "train", (1.0, 1), (4.0, 2))
+    run.end("train")
+    add(run, "train", (7.0, 1))
+    run.end("train")
+    assert run.open == {}
+    assert run.ended == {"train": [{"loss": [9.0, 3.0]}, {"loss": [7.0, 1.0]}], "val": []}
+
+
+def test_the_end_of_training_ends_a_validation_that_nobody_ended():
+    run = Run()
+    add(run, "train", (1.0, 1))
+    add(run, "val", (2.0, 1))
+    run.end("train")
+    assert run.ended == {"train": [{"loss": [1.0, 1.0]}], "val": [{"loss": [2.0, 1.0]}]}
+
+
+def test_beginning_anew_forgets_what_was_open():
+    run = Run()
+    add(run, "train", (1.0, 1))
+    run.begin("train")
+    add(run, "train", (3.0, 1))
+    assert run.open["train"].mean("loss") == 3.0
+
+
+def test_a_state_is_plain_and_does_not_change_afterwards():
+    run = Run()
+    add(run, "val", (9.0, 1))
+    run.end("val")
+    run.begin("train", 5)
+    add(run, "train", (5.0, 2))
+    state = run.state()
+    before = json.dumps(state)
+    assert state["open"] == {"train": {"mark": 5, "totals": {"loss": [10.0, 2.0]}}}
+    assert state["ended"] == {"train": [], "val": [{"loss": [9.0, 1.0]}]}
+    add(run, "train", (8.0, 8))
+    run.end("train")
+    run.clear()
+    assert json.dumps(state) == before
+
+
+def test_ranks_are_put_together_whatever_each_of_them_ended():
+    one, two = Run(), Run()
+    add(one, "val", (1.0, 1))
+    one.end("val")  # a validation run that the other passed by
+    for run, (loss, weight) in ((one, (1.0, 1)), (two, (4.0, 2))):
+        add(run, "train", (loss, weight))
+        run.end("train")
+        run.begin("train", 7)
+    add(two, "train", (6.0, 1), key="kl")
+    state = together([one.state(), two.state()], share=1.0)
+    assert state["ended"] == {"train": [{"loss": [9.0, 3.0]}], "val": [{"loss": [1.0, 1.0]}]}
+    assert state["open"] == {"train": {"mark": 7, "totals": {"kl": [6.0, 1.0]}}}
+
+
+def test_ranks_that_share_one_copy_of_the_model_count_once():
+    run = Run()
+    add(run, "train", (1.0, 2))
+    alone = run.state()
+    assert together([alone, alone], share=0.5) == alone
+
+
+def test_means_of_ended_epochs_are_written():
+    run, history = Run(), History("Model")
+    for pairs in [(1.0, 1), (4.0, 2)], [(7.0, 1)]:
+        add(run, "train", *pairs)
+        run.end("train")
+    history.settle(run.ended, {}, ("loss",))
+    assert history.means == {"loss": [3.0, 7.0]}
 
 
 def test_validation_is_filed_under_val_with_the_epoch_it_belongs_to():
-    recorder = Recorder("Model")
-    for loss in (3.0, 2.0):
-        add(recorder, "val", (loss, 1))
-        recorder.close("val", ("loss",), alone)
-    add(recorder, "train", (1.0, 1))
-    recorder.close("train", ("loss",), alone)
-    add(recorder, "val", (1.0, 1))
-    recorder.close("val", ("loss",), alone)
-    assert recorder.history == {"val_loss": [3.0, 2.0, 1.0], "loss": [1.0]}
-    assert recorder.val_epochs == {"val_loss": [0, 0, 1]}
+    history = History("Model")
+    settle(history, {"loss": 3}, {"loss": 2}, stage="val")
+    settle(history, {"loss": 1})
+    settle(history, {"loss": 1}, stage="val")
+    assert history.means == {"loss": [1.0], "val_loss": [3.0, 2.0, 1.0]}
+    assert history.val_epochs == {"val_loss": [0, 0, 1]}
 
 
-def test_training_without_a_loss_is_nan_with_one_warning_and_validation_leaves_nothing(recwarn):
-    recorder = Recorder("Model")
-    for _ in range(3):
-        recorder.close("val", ("loss",), alone)
-        recorder.close("train", ("loss",), alone)
-    assert recorder.history == {"loss": [pytest.approx(math.nan, nan_ok=True)] * 3}
-    assert messages(recwarn, "Model") == ["Model: no step of epoch 0 gave a loss for 'loss', so its mean is nan"]
+def test_a_validation_settled_with_its_epoch_belongs_to_it():
+    history = History("Model")
+    for _ in range(2):
+        history.settle({"train": [{"loss": [1.0, 1.0]}], "val": [{"loss": [2.0, 1.0]}]}, {}, ("loss",))
+    assert history.val_epochs == {"val_loss": [0, 1]}
+
+
+def test_training_is_listed_before_validation():
+    history = History("Model")
+    settle(history, {"loss": 1, "kl": 1}, stage="val", keys=("loss", "kl"))
+    held = history.means["val_loss"]
+    settle(history, {"loss": 1, "kl": 1}, keys=("loss", "kl"))
+    assert list(history.means) == ["loss", "kl", "val_loss", "val_kl"]
+    assert history.means["val_loss"] is held
 
 
 def test_weights_of_zero_alone_give_no_mean():
-    recorder = Recorder("Model")
-    add(recorder, "train", (1.0, 0))
-    with pytest.warns(UserWarning, match="its mean is nan"):
-        recorder.close("train", ("loss",), alone)
-    assert math.isnan(recorder.history["loss"][0])
+    history = History("Model")
+    with pytest.warns(UserWarning, match=r"for 'loss', so its mean is nan: the weights of its steps are all 0$"):
+        history.settle({"train": [{"loss": [0.0, 0.0]}], "val": []}, {}, ("loss",))
+    assert history.means == {"loss": [NAN]}
 
 
-@pytest.mark.parametrize("weight", [math.nan, math.inf, -math.inf, -1.0])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_weight_tensor_out_of_range_is_refused_when_the_epoch_ends(weight, dtype):
-    recorder = Recorder("Model")
-    add(recorder, "train", (1.0, 5), (1.0, torch.tensor(weight, dtype=dtype)), (1.0, 5))
-    with pytest.raises(ValueError, match="^Model.epoch_loss_weight returned a negative number, NaN or infinity"):
-        recorder.close("train", ("loss",), alone)
+def test_an_epoch_without_a_loss_says_what_its_steps_gave(recwarn):
+    history = History("Model")
+    settle(history, {}, {}, words={"train": "returned only 'Loss'"})
+    settle(history, {}, {}, stage="val", words={"val": "returned None and logged 'acc'"})
+    assert history.means == {"loss": [NAN, NAN]}
+    train, val = messages(recwarn, "Model")
+    assert train.startswith("Model: no step of epoch 0 gave a loss for 'loss', so its mean is nan: it returned only")
+    assert val == (
+        "Model: no step of a validation gave a loss: validation_step returned None and logged 'acc';"
+        ' return the loss, or self.log("val_loss", ...)'
+    )
 
 
-def test_reduction_gets_one_row_a_key_and_one_call_an_epoch():
-    calls = []
-
-    def two_equal_ranks(totals):
-        calls.append(totals.shape)
-        return totals * 2
-
-    recorder = Recorder("Model")
-    for _ in range(200):
-        recorder.open.setdefault("train", OpenEpoch()).add({"loss": torch.tensor(2.0), "kl": torch.tensor(4.0)}, 3)
-    recorder.close("train", ("loss", "kl"), two_equal_ranks)
-    assert calls == [(2, 2)]
-    assert recorder.history == {"loss": [2.0], "kl": [4.0]}
+def test_a_key_that_comes_later_is_filed_under_its_epochs():
+    history = History("Model")
+    settle(history, {"loss": 1}, {"loss": 2})
+    settle(history, {"loss": 3, "kl": 9}, keys=("loss", "kl"))
+    assert history.means == {"loss": [1.0, 2.0, 3.0], "kl": [NAN, NAN, 9.0]}
+    settle(history, {"loss": 4}, {"loss": 5})
+    settle(history, {"loss": 6, "kl": 8}, keys=("loss", "kl"))
+    assert history.means["kl"] == [NAN, NAN, 9.0, NAN, NAN, 8.0]
 
 
-def recorder_in_mid_epoch():
-    recorder = Recorder("Model")
-    add(recorder, "train", (1.0, 1), (4.0, 2))
-    recorder.close("train", ("loss",), alone)
-    add(recorder, "train", (5.0, 2))
-    add(recorder, "val", (9.0, 1))
-    return recorder
+def test_a_key_that_only_validation_gives_leaves_no_list_in_training(recwarn):
+    history, keys = History("Model"), ("loss", "acc")
+    for _ in range(2):
+        settle(history, {"loss": 1, "acc": 5}, stage="val", keys=keys)
+        settle(history, {"loss": 2}, keys=keys)
+    assert history.means == {"loss": [2.0, 2.0], "val_loss": [1.0, 1.0], "val_acc": [5.0, 5.0]}
+    settle(history, {"loss": 2, "acc": 4}, {"loss": 3}, keys=keys)
+    assert history.means["acc"] == [NAN, NAN, 4.0, NAN]
 
 
-def test_a_saved_recorder_goes_on_where_it_stood():
-    saved = json.loads(json.dumps(recorder_in_mid_epoch().state(("loss",), alone)))
-    recorder = Recorder("Model")
-    recorder.load(saved)
-    assert recorder.open["train"].mean("loss") == 5.0
-    add(recorder, "train", (2.0, 1))
-    assert recorder.open["train"].mean("loss") == 4.0
-    recorder.close("val", ("loss",), alone)
-    recorder.close("train", ("loss",), alone)
-    assert recorder.history == {"loss": [3.0, 4.0], "val_loss": [9.0]}
-    assert recorder.val_epochs == {"val_loss": [1]}
+def test_several_dataloaders_have_a_curve_each_beside_the_pooled_one():
+    history = History("Model")
+    totals = {"loss/dataloader_idx_0": [6.0, 3.0], "loss/dataloader_idx_1": [5.0, 1.0]}
+    history.settle({"train": [], "val": [totals]}, {}, ("loss",))
+    assert history.means == {
+        "val_loss": [11 / 4],
+        "val_loss/dataloader_idx_0": [2.0],
+        "val_loss/dataloader_idx_1": [5.0],
+    }
+    assert set(history.val_epochs) == set(history.means)
 
 
-def test_a_saved_state_does_not_change_afterwards():
-    recorder = recorder_in_mid_epoch()
-    saved = recorder.state(("loss",), alone)
-    before = json.dumps(saved)
-    add(recorder, "train", (8.0, 8))
-    recorder.close("train", ("loss",), alone)
-    assert json.dumps(saved) == before
+def test_the_index_is_the_epoch_where_a_checkpoint_knows_less(recwarn):
+    history = History("Model")
+    settle(history, {"loss": 1})
+    held = history.means["loss"]
+    history.pad(("loss",), 3)
+    history.pad(("loss",), 3)
+    settle(history, {"loss": 4})
+    assert held == [1.0, NAN, NAN, 4.0]
+    assert messages(recwarn, "Model") == ["Model: the checkpoint holds no loss of the last 2 of 3 epochs: nan"]
 
 
-def test_load_changes_the_lists_that_a_user_may_hold():
-    saved = recorder_in_mid_epoch().state(("loss",), alone)
-    recorder = Recorder("Model")
-    losses = recorder.history.setdefault("loss", [8.0, 8.0, 8.0])
-    gone = recorder.history.setdefault("val_loss", [8.0])
-    recorder.load(saved)
-    assert losses == [3.0] and losses is recorder.history["loss"]
-    assert gone == []
+def test_a_record_is_a_row_for_each_training_epoch():
+    history = History("Model")
+    assert history.records(("loss",)) == []
+    for epoch in range(3):
+        if epoch != 1:
+            settle(history, {"loss": 10 + epoch}, {"loss": 20 + epoch}, stage="val")
+        settle(history, {"loss": epoch})
+    settle(history, {"loss": 99}, stage="val")  # of an epoch that has not ended
+    assert history.records(("loss",)) == [
+        {"epoch": 0, "loss": 0.0, "val_loss": 20.0},
+        {"epoch": 1, "loss": 1.0},
+        {"epoch": 2, "loss": 2.0, "val_loss": 22.0},
+    ]
 
 
-@pytest.mark.parametrize(
-    ("damage", "field"),
-    [
-        (lambda record: "text", "history"),
-        (lambda record: record.pop("history"), "history"),
-        (lambda record: record.update(history=[1.0]), "history"),
-        (lambda record: record["history"].update(loss=1.0), "history.loss"),
-        (lambda record: record["history"].update(loss=[1.0, "2"]), "history.loss"),
-        (lambda record: record.update(val_epochs=None), "val_epochs"),
-        (lambda record: record["val_epochs"].update(val_loss=["first"]), "val_epochs.val_loss"),
-        (lambda record: record.pop("open"), "open"),
-        (lambda record: record["open"].update(train=3), "open.train"),
-        (lambda record: record["open"]["train"].update(mark="0"), "open.train.mark"),
-        (lambda record: record["open"]["train"].pop("totals"), "open.train.totals"),
-        (lambda record: record["open"]["train"]["totals"].update(loss=[1.0]), "open.train.totals.loss"),
-    ],
-)
-def test_a_damaged_record_is_refused_by_name_and_changes_nothing(damage, field):
-    record = recorder_in_mid_epoch().state(("loss",), alone)
-    damaged = damage(record)
-    recorder = recorder_in_mid_epoch()
-    before = json.dumps(recorder.state(("loss",), alone))
-    with pytest.raises(ValueError, match=f"^{field} "):
-        recorder.load(damaged if damaged == "text" else record)
-    assert json.dumps(recorder.state(("loss",), alone)) == before
+@pytest.mark.parametrize("lists_alone", [False, True])
+def test_a_cleared_history_starts_afresh(lists_alone):
+    history = History("Model")
+    for _ in range(3):
+        settle(history, {"loss": 1}, stage="val")
+        settle(history, {"loss": 1})
+    for held in [*history.means.values()] if lists_alone else [history.means]:
+        held.clear()
+    settle(history, {"loss": 2}, stage="val")
+    settle(history, {"loss": 3})
+    assert history.means == {"loss": [3.0], "val_loss": [2.0]}
+    assert history.val_epochs == {"val_loss": [0]}
+    assert history.records(("loss",)) == [{"epoch": 0, "loss": 3.0, "val_loss": 2.0}]
+
+
+def test_rows_of_a_history_whose_losses_alone_were_cleared_have_the_validation_of_their_epoch():
+    history = History("Model")
+    for epoch in range(3):
+        settle(history, {"loss": 10 + epoch}, stage="val")
+        settle(history, {"loss": epoch})
+    history.means["loss"].clear()
+    settle(history, {"loss": 20}, stage="val")
+    settle(history, {"loss": 5})
+    assert history.records(("loss",)) == [{"epoch": 0, "loss": 5.0, "val_loss": 20.0}]

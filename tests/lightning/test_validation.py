@@ -3,9 +3,13 @@ import json
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import CombinedLoader
 
 from epoch_mixin import EpochLossMixin
 from tests.helpers import Net, Tracked, close, epoch_means, fit, loader, mean, messages, trainer
+from tests.lightning.processes import run_ranks
+from tests.lightning.reference import Reference, SaveEverywhere, assert_exact, expected_history
+from tests.lightning.reference import loader as reference_loader
 
 
 def test_one_exact_value_for_each_validation_and_none_from_the_sanity_check():
@@ -77,7 +81,7 @@ def test_validations_at_other_times(options, validations):
     ],
     ids=["None", "predictions", "loss is None", "text", "text as loss", "vector", "(1,)-tensor", "matrix"],
 )
-def test_a_validation_that_returns_no_loss_leaves_no_entry_and_no_noise(output, recwarn):
+def test_a_validation_that_returns_no_loss_leaves_no_entry_and_one_word(output, recwarn):
     class Model(Tracked):
         def validation_step(self, batch, batch_idx):
             return output(self.loss(batch))
@@ -85,7 +89,8 @@ def test_a_validation_that_returns_no_loss_leaves_no_entry_and_no_noise(output, 
     model = Model()
     fit(model, loader(), loader())
     assert list(model.epoch_history) == ["loss"]
-    assert messages(recwarn, "Model") == []
+    (message,) = messages(recwarn, "Model")
+    assert message.startswith("Model: no step of a validation gave a loss: validation_step returned ")
 
 
 def test_validation_steps_without_a_loss_do_not_count():
@@ -129,7 +134,7 @@ def test_named_losses_in_both_stages(recwarn):
     assert messages(recwarn, "Vae") == []
 
 
-def test_a_key_that_only_one_stage_gives():
+def test_a_key_that_only_one_stage_gives(recwarn):
     class Model(Tracked):
         epoch_loss_keys = ("loss", "accuracy")
 
@@ -140,10 +145,9 @@ def test_a_key_that_only_one_stage_gives():
             return {"accuracy": 0.5}
 
     model = Model()
-    with pytest.warns(UserWarning, match="no step of epoch 0 gave a loss for 'accuracy'"):
-        fit(model, loader(), loader())
-    assert model.epoch_history["val_accuracy"] == [0.5, 0.5]
-    assert "val_loss" not in model.epoch_history
+    fit(model, loader(), loader())
+    assert model.epoch_history == {"loss": close(epoch_means(model.steps)), "val_accuracy": [0.5, 0.5]}
+    assert messages(recwarn, "Model") == []
 
 
 def test_history_can_be_written_as_json():
@@ -218,3 +222,222 @@ def test_running_loss_is_that_of_training_during_validation():
     model, reader = Tracked(), Reader()
     fit(model, loader(), loader(samples=4), max_epochs=1, callbacks=[reader])
     assert reader.read == close(epoch_means(model.steps))
+
+
+class Loaders(EpochLossMixin, Net):
+    """Notes the validation losses of each dataloader, and gives none for those in ``silent``."""
+
+    def __init__(self, silent=(), log=True):
+        super().__init__()
+        self.silent, self.gives_by_log = silent, log
+        self.runs = []
+
+    def on_validation_epoch_start(self):
+        self.runs.append({})
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        loss = self.loss(batch) * (dataloader_idx + 1)
+        if dataloader_idx in self.silent:
+            return None
+        self.runs[-1].setdefault(dataloader_idx, []).append((loss.item(), len(batch[0])))
+        if not self.gives_by_log:
+            return loss
+        self.log("val_loss", loss)
+
+    def expected(self):
+        runs = self.runs[1:]  # without the sanity check
+        curves = {"val_loss": [mean(pair for pairs in run.values() for pair in pairs) for run in runs]}
+        for i in sorted({i for run in runs for i in run}):
+            curves[f"val_loss/dataloader_idx_{i}"] = [mean(run[i]) for run in runs]
+        return {name: close(means) for name, means in curves.items()}
+
+
+def val_loaders(*samples):
+    return [loader(count, batch_size=4) for count in samples or (11, 6, 1)]
+
+
+def assert_curves(model):
+    assert {name: means for name, means in model.epoch_history.items() if name != "loss"} == model.expected()
+
+
+@pytest.mark.parametrize("log", [True, False], ids=["logged", "returned"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, dict(limit_val_batches=1), dict(val_check_interval=2), dict(check_val_every_n_epoch=2, max_epochs=4)],
+    ids=str,
+)
+def test_each_validation_dataloader_has_a_curve_of_its_own(options, log, recwarn):
+    model = Loaders(log=log)
+    fit(model, loader(), val_loaders(), **options)
+    assert len(model.epoch_history) == 5
+    assert_curves(model)
+    assert list(model.epoch_history) == ["loss", "val_loss", *(f"val_loss/dataloader_idx_{i}" for i in range(3))]
+    assert messages(recwarn, "Loaders") == []
+
+
+@pytest.mark.parametrize("silent", [(0,), (1,), (2,)])
+def test_a_dataloader_that_gives_nothing_has_no_curve(silent, recwarn):
+    model = Loaders(silent)
+    fit(model, loader(), val_loaders())
+    assert len(model.epoch_history) == 4
+    assert_curves(model)
+    assert messages(recwarn, "Loaders") == []
+
+
+def test_one_of_two_dataloaders_gives_nothing():
+    model = Loaders(silent=(0,))
+    fit(model, loader(), val_loaders(11, 6))
+    assert_curves(model)
+
+
+def test_a_dataloader_that_gives_nothing_in_one_run():
+    class Model(Loaders):
+        def on_train_epoch_start(self):
+            self.silent = (0,) if self.current_epoch == 1 else ()
+
+    model = Model()
+    fit(model, loader(), val_loaders(11, 6), max_epochs=3)
+    curve = [mean(run[1]) for run in model.runs[1:]]
+    assert model.epoch_history["val_loss/dataloader_idx_1"] == close(curve)
+    assert model.epoch_history["val_loss/dataloader_idx_0"] == close([mean(model.runs[i][0]) for i in (1, 3)])
+    rows = model.epoch_records()
+    assert [row.get("val_loss/dataloader_idx_1") for row in rows] == close(curve)
+    assert "val_loss/dataloader_idx_0" not in rows[1]
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda loaders: loaders, lambda loaders: {"a": loaders[0]}, lambda loaders: loaders[0]]
+)
+def test_one_validation_dataloader_in_any_wrapping_has_no_curve_of_its_own(wrap):
+    model = Loaders()
+    fit(model, loader(), wrap(val_loaders(11)))
+    assert list(model.epoch_history) == ["loss", "val_loss"]
+    assert model.epoch_history["val_loss"] == model.expected()["val_loss"]
+
+
+def test_named_validation_dataloaders():
+    model = Loaders()
+    fit(model, loader(), dict(zip("abc", val_loaders())))
+    assert_curves(model)
+
+
+def test_curves_of_dataloaders_for_further_keys():
+    class Model(Loaders):
+        epoch_loss_keys = ("loss", "kl")
+
+        def training_step(self, batch, batch_idx):
+            return {"loss": self.loss(batch), "kl": 1.0}
+
+        def validation_step(self, batch, batch_idx, dataloader_idx):
+            super().validation_step(batch, batch_idx, dataloader_idx)
+            if dataloader_idx == 1:
+                self.log("val_kl", 2.0)
+
+    model = Model()
+    fit(model, loader(), val_loaders(11, 6))
+    history = dict(model.epoch_history)
+    kl = {name: history.pop(name) for name in list(history) if "kl" in name}
+    assert kl == {"kl": [1, 1], "val_kl": [2, 2], "val_kl/dataloader_idx_1": [2, 2]}
+    history.pop("loss")
+    assert history == model.expected()
+
+
+@pytest.mark.parametrize("mode", ["min_size", "max_size", "max_size_cycle"])
+def test_dataloaders_combined_into_one_batch_have_one_curve(mode):
+    class Model(EpochLossMixin, Net):
+        def validation_step(self, batch, batch_idx):
+            loss = sum(self.loss(part) for part in batch if part is not None)
+            if not self.trainer.sanity_checking:
+                first = next(part for part in batch if part is not None)
+                self.val_steps.append((self.current_epoch, loss.item(), len(first[0])))
+            self.log("val_loss", loss)
+
+    model = Model()
+    fit(model, loader(), CombinedLoader([loader(6, 3), loader(12, 3)], mode))
+    assert list(model.epoch_history) == ["loss", "val_loss"]
+    assert model.epoch_history["val_loss"] == close(epoch_means(model.val_steps))
+
+
+def test_sequentially_combined_dataloaders():
+    model = Loaders()
+    fit(model, loader(), CombinedLoader(val_loaders(), "sequential"))
+    assert_curves(model)
+
+
+@pytest.mark.parametrize("samples", [(11,), (11, 6)], ids=["one", "two"])
+def test_validation_steps_that_take_a_dataloader_iter(samples):
+    class Model(Loaders):
+        def validation_step(self, dataloader_iter):
+            super().validation_step(*next(dataloader_iter))
+
+    model = Model()
+    fit(model, loader(), val_loaders(*samples))
+    assert model.epoch_history["val_loss"] == model.expected()["val_loss"]
+    assert len(model.epoch_history) == (2 if len(samples) == 1 else 4)
+    if len(samples) > 1:
+        assert_curves(model)
+
+
+def test_curves_of_dataloaders_are_in_checkpoints(tmp_path):
+    model = Loaders()
+    runner = fit(model, loader(), val_loaders())
+    runner.save_checkpoint(tmp_path / "last.ckpt")
+    assert Loaders.load_from_checkpoint(tmp_path / "last.ckpt").epoch_history == model.epoch_history
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch_mixin"]
+    assert saved["history"] == model.epoch_history
+    again = Loaders()
+    trainer(max_epochs=3).fit(again, loader(), val_loaders(), ckpt_path=tmp_path / "last.ckpt")
+    assert {name: means[:2] for name, means in again.epoch_history.items()} == model.epoch_history
+    assert {len(means) for means in again.epoch_history.values()} == {3}
+
+
+def test_a_resume_in_mid_validation_with_two_dataloaders(tmp_path):
+    class Model(Reference):
+        def validation_step(self, batch, batch_idx, dataloader_idx):
+            self.runs_of_loader = getattr(self, "runs_of_loader", {})
+            loss = super().validation_step(batch, batch_idx)
+            self.notes[-1:] = [(*note, dataloader_idx) for note in self.notes[-1:]]
+            self.log("val_loss", loss)
+
+        def on_validation_epoch_end(self):
+            super().on_validation_epoch_end()
+
+    class Both(EpochLossMixin, Model):
+        pass
+
+    def assert_exact_for_each_loader(model):
+        pooled = [note[:6] for note in model.notes]
+        assert_exact(model.epoch_history, pooled)
+        for i in range(2):
+            part = [note[:6] for note in model.notes if len(note) < 7 or note[6] == i]
+            assert model.epoch_history[f"val_loss/dataloader_idx_{i}"] == close(expected_history(part)["val_loss"])
+
+    val, saver = [reference_loader(5, 2), reference_loader(4, 3)], SaveEverywhere(tmp_path)
+    model = Both()
+    trainer(max_epochs=2, val_check_interval=2, callbacks=[saver]).fit(model, reference_loader(), val)
+    assert_exact_for_each_loader(model)
+    for path, where in saver.saved.items():
+        again = Both()
+        trainer(max_epochs=2, val_check_interval=2).fit(again, reference_loader(), val, ckpt_path=path)
+        try:
+            assert_exact_for_each_loader(again)
+        except (AssertionError, KeyError) as error:
+            raise AssertionError(f"resumed from {where}") from error
+
+
+def fit_loaders_on_rank(rank):
+    model = Loaders()
+    loaders = [loader(samples, batch_size=2) for samples in ((5, 3), (4, 7))[rank]]
+    options = dict(devices=2, strategy="ddp", use_distributed_sampler=False, num_sanity_val_steps=0)
+    trainer(**options).fit(model, loader(), loaders)
+    return model.runs, model.epoch_history
+
+
+@pytest.mark.slow
+def test_curves_of_dataloaders_are_those_of_all_ranks():
+    (runs, history), (others, other_history) = run_ranks(fit_loaders_on_rank, 2)
+    assert history == other_history
+    model = Loaders()
+    model.runs = [{}, *({i: run[i] + other[i] for i in run} for run, other in zip(runs, others, strict=True))]
+    history.pop("loss")
+    assert history == model.expected()
