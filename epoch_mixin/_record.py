@@ -55,10 +55,14 @@ def restore(record: Any, history: History, run: Run) -> None:
             history.warn_once("weight", f".epoch_loss_weight {fault}, so the mean of the epoch that it cuts is nan")
             pair[:] = math.nan, 1.0
     # A user may hold these lists: their contents change, not the objects.
-    for name in set(history.means) - set(read["history"]):
-        history.means.pop(name).clear()
+    held = {name: values for name, values in history.means.items() if isinstance(values, list)}
+    for values in held.values():
+        values.clear()
+    history.means.clear()
+    history.means.update({name: held.get(name, []) for name in read["history"]})
     for name, values in read["history"].items():
-        history.means.setdefault(name, [])[:] = values
+        history.means[name] += values
+    history.written = []
     history.val_epochs = read["val_epochs"]
     given = {name for name, values in history.means.items() if not all(map(math.isnan, values))}
     history.given = given - set(history.val_epochs)
@@ -80,7 +84,8 @@ def _read(value: Any, shape: Any, path: str) -> Any:
         return [_read(item, shape[0], path) for item in value]
     if shape is Real and (isinstance(value, Real) or getattr(value, "ndim", None) == 0):
         with suppress(TypeError, ValueError, OverflowError, RuntimeError):
-            return float(value)
+            # Of a tensor that has a graph, `float` warns.
+            return float(value.item() if hasattr(value, "ndim") else value)
     if isinstance(shape, (dict, list)) or shape is Real or not isinstance(value, shape):
         raise ValueError(f"{path[:-1]} must not be {value!r}")
     return value

@@ -152,6 +152,7 @@ class History:
         means: by name: a key, with ``val_`` before it for validation, and a dataloader's number behind.
         val_epochs: for each validation name the training epoch that each of its values belongs to.
         given: the keys that training has ever given.
+        written: those that the last training epoch has written, unless it was before a resume.
     """
 
     def __init__(self, owner: str) -> None:
@@ -159,6 +160,7 @@ class History:
         self.means: dict[str, list[float]] = {}
         self.val_epochs: dict[str, list[int]] = {}
         self.given: set[str] = set()
+        self.written: list[str] = []
         self._warned: set[str] = set()
 
     def warn_once(self, topic: str, message: str) -> None:
@@ -167,10 +169,11 @@ class History:
             warn(f"{self.owner}{message}")
 
     def epochs(self, keys: Iterable[str]) -> int:
-        """How many training epochs are settled: as many as the first key has, or else the longest of all."""
-        lengths = [len(self.means[key]) for key in keys if key in self.means]
-        others = [len(means) for name, means in self.means.items() if name not in self.val_epochs]
-        return next(iter(lengths or sorted(others)[::-1]), 0)
+        """How many training epochs are settled: as many as the first key of the last one has."""
+        for names in (self.written[:1], keys, self.given):
+            if lengths := [len(self.means[name]) for name in names if name in self.means]:
+                return max(lengths)
+        return 0
 
     def settle(self, ended: Mapping[str, list[Totals]], words: Mapping[str, str], keys: tuple[str, ...]) -> None:
         """Write the means of ended epochs.
@@ -201,13 +204,16 @@ class History:
         missing = epochs - self.epochs(keys)
         if missing > 0:
             self.warn_once("pad", f": the checkpoint holds no loss of the last {missing} of {epochs} epochs: nan")
+            self.written = []
             for key in keys:
-                self._append(key, math.nan, epochs - 1)
+                self._curve(key, epochs)
 
     def records(self, keys: Iterable[str]) -> list[dict[str, float]]:
         """One row a training epoch."""
         rows: list[dict[str, float]] = [{"epoch": epoch} for epoch in range(self.epochs(keys))]
         for name, means in self.means.items():
+            if not isinstance(means, list):  # a user has put it there
+                continue
             # From behind: a user may have cleared what was before.
             pairs = list(zip(reversed(self.val_epochs.get(name, range(len(means)))), reversed(means)))
             for epoch, mean in reversed(pairs):
@@ -228,25 +234,29 @@ class History:
 
     def _settle_training(self, epoch: int, keys: Any, totals: Totals, means: dict[str, float], word: Any) -> None:
         self.given.update(means)
+        written = []
         for key in dict.fromkeys((*keys, *means)):
             if means and key not in self.given and "val_" + key in self.means:
                 self.means.pop(key, None)
                 continue
-            self._append(key, means.get(key, math.nan), epoch)
+            self._curve(key, epoch).append(means.get(key, math.nan))
+            written.append(key)
             if key not in means and (word or totals):  # a Trainer may pass an epoch by, after some resumes
                 why = f'did the step return it, or self.log("train_{key}", ...) it?'
                 why = "the weights of its steps are all 0" if key in totals else why if totals else f"it {word}; {why}"
                 self.warn_once("nan", f": no step of epoch {epoch} gave a loss for {key!r}, so its mean is nan: {why}")
+        self.written = written
 
-    def _append(self, name: str, mean: float, epoch: int) -> None:
-        """Write a training mean at its index."""
+    def _curve(self, name: str, epochs: int) -> list[float]:
+        """The list of a training key, with NaN for epochs that did not have it."""
         if name not in self.means:
             # Training is listed before validation.
             validation = {name: self.means.pop(name) for name in self.val_epochs if name in self.means}
-            self.means.update({name: [math.nan] * epoch}, **validation)
-        elif values := self.means[name]:  # in an empty list the user has cleared it, to start afresh
-            values += [math.nan] * (epoch - len(values))
-        self.means[name].append(mean)
+            self.means.update({name: []}, **validation)
+        values = self.means[name]
+        if name not in self.written:  # else the user has cleared what is missing, to start afresh
+            values += [math.nan] * (epochs - len(values))
+        return values
 
 
 def _by_loader(totals: Totals) -> Totals:

@@ -3,7 +3,6 @@ import functools
 import inspect
 import itertools
 import pickle
-import sys
 import threading
 import types
 from abc import ABC, abstractmethod
@@ -299,7 +298,7 @@ def test_a_child_may_call_super_whatever_kind_its_parent_has(kind):
     assert model.heard == [("step", 7, (3,), {})]
 
 
-@pytest.mark.parametrize("kind", KINDS.keys() - {"bound method", "mock"})
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("bound method", "mock")])
 @pytest.mark.parametrize("inherited", [False, True])
 def test_a_bound_method_of_any_kind_has_the_signature_that_it_would_have(kind, inherited):
     def signature(*bases):
@@ -468,42 +467,6 @@ def test_another_thread_in_the_same_instance_is_heard_on_its_own():
     model = Model()
     model.step(1)
     assert [call[:1] + call[2:] for call in model.heard] == [("other_step", (0,), {}), ("step", (1,), {})]
-
-
-def interrupt_at(line, call):
-    """Run something, and raise before the line with this number of a wrapper; return whether it came by."""
-    came = []
-
-    def trace(frame, event, _):
-        if frame.f_code.co_name == "woven" and frame.f_globals["__name__"] == "epoch_mixin._hooks":
-            if event == "line" and frame.f_lineno == line and not came:
-                came.append(line)
-                raise KeyboardInterrupt
-            return trace
-
-    sys.settrace(trace)
-    try:
-        call()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(None)
-    return bool(came)
-
-
-def test_an_interrupt_anywhere_does_not_disarm_the_model():
-    code = Child.step.__code__
-    # Signals come between a call and the next one, so that what begins a `finally` is run.
-    release = inspect.getsource(code).splitlines().index("            _running.pop(call, None)") + code.co_firstlineno
-    lines = sorted({line for *_, line in code.co_lines() if line} - {code.co_firstlineno, release})
-    came = 0
-    for line in lines:
-        model = Child()
-        came += interrupt_at(line, lambda model=model: model.step(1))
-        model.heard.clear()
-        assert model.step(1) == 2
-        assert len(model.heard) == 1, f"line {line}"
-    assert came > 8
 
 
 def test_notes_are_of_the_call_under_way_in_this_thread():

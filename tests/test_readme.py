@@ -38,7 +38,9 @@ def test_the_first_code_prints_what_it_says(run):
     lines = [line for line in printed[0].splitlines() if line.startswith("[")]
     for line, expected in zip(lines, said.splitlines(), strict=True):
         # Another processor may round otherwise.
-        assert list(map(float, NUMBERS.findall(line))) == pytest.approx(list(map(float, NUMBERS.findall(expected))), abs=0.03)
+        assert list(map(float, NUMBERS.findall(line))) == pytest.approx(
+            list(map(float, NUMBERS.findall(expected))), abs=0.03
+        )
 
 
 def test_the_first_code_draws_the_picture(run):

@@ -108,7 +108,11 @@ MANY = tuple(f"{'key' * 20} {i}" for i in range(150))
         ((("a", "b", "c"), ("b",)), (1, 1), {"a": 1, "b": 1.5, "c": 1}),
         ((MANY, MANY), (1, 1), dict.fromkeys(MANY, 1.5)),
         ((("a",), MANY), (1, 1), {"a": 1, **dict.fromkeys(MANY, 2)}),
-        ((("Verlust \N{GREEK SMALL LETTER OMEGA} \0",), ("a",)), (1, 1), {"Verlust \N{GREEK SMALL LETTER OMEGA} \0": 1, "a": 2}),
+        (
+            (("Verlust \N{GREEK SMALL LETTER OMEGA} \0",), ("a",)),
+            (1, 1),
+            {"Verlust \N{GREEK SMALL LETTER OMEGA} \0": 1, "a": 2},
+        ),
     ],
     ids=["apart", "another order", "some", "many", "one and many", "any character"],
 )

@@ -1,13 +1,14 @@
 import contextlib
+import copy
 import math
 
 import pytest
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader, IterableDataset
 
-from tests.helpers import mean, trainer
+from tests.helpers import mean, messages, trainer
 from tests.lightning.processes import run
-from tests.lightning.reference import SaveEverywhere, Tracked, assert_exact, assert_history, loader
+from tests.lightning.reference import SaveEverywhere, Tracked, assert_exact, assert_history, expected_history, loader
 
 
 class At(pl.Callback):
@@ -77,7 +78,7 @@ TRAIN, VAL, STREAM = loader(), loader(5, 2), DataLoader(Stream(), batch_size=Non
         pytest.param([TRAIN, VAL], dict(max_epochs=2), dict(max_epochs=3, limit_val_batches=0), id="validation off"),
     ],
 )
-def test_resume_from_anywhere_is_exact(tmp_path, loaders, options, resumed):
+def test_resume_from_anywhere_is_exact(tmp_path, recwarn, loaders, options, resumed):
     saving = SaveEverywhere(tmp_path)
     model = Tracked()
     fit(model, *loaders, callbacks=[saving], **options)
@@ -85,6 +86,47 @@ def test_resume_from_anywhere_is_exact(tmp_path, loaders, options, resumed):
     steps = sum(note[0] == "train step" for note in model.notes)
     assert sum(where.startswith("on_train_batch_end") for where in saving.saved.values()) == steps > 5
     resume_from_each(saving.saved, *loaders, **(resumed or options))
+    # Also not where Lightning passes an epoch by without a step.
+    assert messages(recwarn, "Tracked") == []
+
+
+class Logs(Tracked):
+    """Leaves its validation losses to the log, and notes which dataloader each is of."""
+
+    epoch_loss_keys = ("loss", "kl")
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.log("train_kl", 2 * loss)
+        return loss
+
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        loss = super().validation_step(batch, batch_idx)
+        self.note(f"loader {dataloader_idx}", loss.item(), len(batch[0]))
+        self.log("val_loss", loss)
+        self.log("val_kl", 2 * loss)
+
+
+def test_resume_with_losses_that_are_only_logged_and_several_dataloaders(tmp_path):
+    saving = SaveEverywhere(tmp_path)
+    options = dict(max_epochs=3, val_check_interval=2)
+    fit(Logs(), TRAIN, [VAL, VAL], callbacks=[saving], **options)
+    for path, where in saving.saved.items():
+        model = Logs()
+        fit(model, TRAIN, [VAL, VAL], ckpt_path=path, **options)
+        history = model.epoch_history
+        expected = {name: history[name] for name in ("loss", "val_loss")}
+        for number in range(2):
+            notes = [("val step", *note[1:]) for note in model.notes if note[0] == f"loader {number}"]
+            expected[f"val_loss/dataloader_idx_{number}"] = expected_history(notes)["val_loss"]
+        expected |= {name.replace("loss", "kl"): [2 * loss for loss in expected[name]] for name in expected}
+        try:
+            assert_history(model)
+            assert history.keys() == expected.keys()
+            for name, losses in expected.items():
+                assert history[name] == pytest.approx(losses, rel=1e-6, abs=0, nan_ok=True), name
+        except AssertionError as error:
+            raise AssertionError(f"resumed from {where}") from error
 
 
 def test_resume_of_a_resume_is_exact(tmp_path):
@@ -219,3 +261,77 @@ def test_running_mean_goes_on_from_the_checkpoint(tmp_path):
         fit(model, TRAIN, ckpt_path=path, max_epochs=2)
         for seen, expected in model.seen:
             assert seen == pytest.approx(expected, rel=1e-9, abs=0, nan_ok=True)
+
+
+class Cut(Tracked):
+    """Raises in the validation step after so many."""
+
+    def __init__(self, steps=None):
+        super().__init__()
+        self.steps_left = steps
+
+    def validation_step(self, batch, batch_idx):
+        if self.steps_left is not None:
+            self.steps_left -= 1
+            if self.steps_left < 0:
+                raise ArithmeticError
+        return super().validation_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("every", [1, 3])
+def test_resume_within_a_validation_under_accumulation(tmp_path, accumulate, every):
+    """The global step does not tell two validations apart between which no step is made."""
+    options = dict(max_epochs=2, accumulate_grad_batches=accumulate, val_check_interval=every, num_sanity_val_steps=0)
+    whole = Cut()
+    fit(whole, TRAIN, VAL, **options)
+    runs = len(whole.epoch_history["val_loss"])
+    for steps in range(3 * runs):
+        saving = pl.callbacks.OnExceptionCheckpoint(tmp_path, f"{steps}")
+        saving.teardown = lambda *args: None  # it would remove the checkpoint
+        with pytest.raises(ArithmeticError):
+            fit(Cut(steps), TRAIN, VAL, callbacks=[saving], enable_checkpointing=True, **options)
+        again = Cut()
+        fit(again, TRAIN, VAL, ckpt_path=saving.ckpt_path, **options)
+        assert_history(again)
+        assert len(again.epoch_history["val_loss"]) == runs
+
+
+def by_hand(model):
+    model.trainer.training = False
+    for batch_idx, batch in enumerate(TRAIN):
+        model.training_step(batch, batch_idx)
+        model.validation_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("cut", [None, 6], ids=["ended", "interrupted"])
+def test_steps_by_hand_around_a_fit_leave_no_trace(tmp_path, cut):
+    """As in the cells of a notebook."""
+    model = Tracked()
+    model.trainer = trainer()
+    by_hand(model)
+    model.notes.clear()
+    callbacks = [At("on_train_batch_end", cut, interrupt)] if cut else []
+    runner = fit(model, TRAIN, VAL, callbacks=callbacks, max_epochs=3)
+    notes, history = list(model.notes), copy.deepcopy(model.epoch_history)
+    by_hand(model)
+    assert model.epoch_history == history
+    model.notes = notes
+    runner.save_checkpoint(tmp_path / "x.ckpt")
+    resume_from_each({tmp_path / "x.ckpt": "there"}, TRAIN, VAL, max_epochs=4)
+    by_hand(model)
+    assert_next_fit_is_clean(model, TRAIN, VAL)
+
+
+def test_fits_one_after_the_other_with_resumes_between(tmp_path):
+    """The history is that of all fits; the trainer's own epochs begin at 0 with each."""
+    model, parts = Tracked(), []
+    for step in (6, 2, 9):
+        model.notes = []
+        runner = fit(model, TRAIN, VAL, callbacks=[At("on_train_batch_end", step, interrupt)], max_epochs=3)
+        path = tmp_path / f"{step}.ckpt"
+        runner.save_checkpoint(path)
+        model = Tracked() if step == 2 else model
+        fit(model, TRAIN, VAL, ckpt_path=path, max_epochs=3)
+        parts.append(list(model.notes))
+        assert_exact(model.epoch_history, *parts)

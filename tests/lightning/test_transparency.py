@@ -250,15 +250,6 @@ def test_what_a_module_lacks_lightning_says_as_ever(missing):
     assert said(EpochLossMixin, pl.LightningModule) == said(pl.LightningModule)
 
 
-def test_a_training_step_that_is_missing_is_lightnings_own_error():
-    class Model(EpochLossMixin, pl.LightningModule):
-        def configure_optimizers(self):
-            return None
-
-    with pytest.raises(pl.utilities.exceptions.MisconfigurationException, match=r"No `training_step\(\)` method"):
-        trainer().fit(Model(), loader())
-
-
 @pytest.mark.filterwarnings("ignore:Model.training_step")
 @pytest.mark.parametrize("output", ["text", torch.ones(3), {"lost": torch.ones(())}], ids=str)
 def test_what_lightning_refuses_it_refuses_in_its_own_words(output):
@@ -281,14 +272,4 @@ def test_errors_of_the_users_step_come_through():
             raise Mine("as it was")
 
     with pytest.raises(Mine, match="as it was"):
-        fit(Model())
-
-
-@pytest.mark.parametrize("name", ["epoch_losses", "epoch_history"])
-def test_history_cannot_be_overwritten_by_accident(name):
-    class Model(Tracked):
-        def on_train_start(self):
-            setattr(self, name, [])
-
-    with pytest.raises(AttributeError):
         fit(Model())
