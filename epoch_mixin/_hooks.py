@@ -21,7 +21,6 @@ What this cannot reach is a class that is made in silence, since one of its base
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial, update_wrapper
 from threading import get_ident
@@ -39,7 +38,7 @@ _OWN = "_unwoven_"
 # What `torch.compile` has set to watch the frames that run; this sets another and gives the one before. Our parts run
 # unwatched, and so uncompiled. (`get_eval_frame_callback`, which only looks, crashes torch 2.6 and 2.7: it forgets to
 # count the reference that it gives.)
-_watch: Callable[[Any], Any] = torch._C._dynamo.eval_frame.set_eval_frame
+_watch: Any = torch._C._dynamo.eval_frame.set_eval_frame
 
 # The outermost calls under way, as (thread, id of the instance, guard), and what was noted in the course of each.
 _running: dict[tuple[int, int, str], list[Any]] = {}
@@ -72,14 +71,52 @@ class Woven:
 
     def make(self, owner: type) -> Any:
         """Make the wrapper; a class that came out of a pickle has none yet."""
-        name = self.spec[0]
+        name, before, after, guard = self.spec
         cls = next(base for base in owner.__mro__ if vars(base).get(name) is self)
-        places = (vars(base).get(key) for base in cls.__mro__ for key in (name, _OWN + name))
+        own_of, key = vars(cls).get, _OWN + name
+
+        def find(self: Any) -> Any:
+            own = own_of(key)
+            if own is None:
+                # `%autoreload` may have set this very function on the class's older self.
+                place = cls if isinstance(self, cls) else next(at for at in type(self).__mro__ if name in vars(at))
+                return getattr(super(place, self), name)
+            bind = getattr(type(own), "__get__", None)
+            return bind(own, self, type(self)) if bind else own
+
+        def woven(self: Any, *args: Any, **kwargs: Any) -> Any:
+            method = find(self)
+            call = (get_ident(), id(self), guard)
+            if call in _running:
+                return method(*args, **kwargs)
+            watcher = _watch(None)
+            notes: list[Any] = []
+            try:
+                _running[call] = notes  # within `try`: an interrupt right behind it must not leave it there
+                asked = before and before(self, args, kwargs)
+                if watcher is not None:
+                    _watch(watcher)
+                output = method(*args, **kwargs)
+                if watcher is not None:
+                    _watch(None)
+                if after:
+                    after(self, asked, output, notes)
+            finally:
+                _running.pop(call, None)
+                if watcher is not None:
+                    _watch(watcher)
+            return output
+
+        # What is public wraps the function, which costs each step a tenth more, and from torch 2.8 on loses `self`.
+        from torch._dynamo.decorators import skip  # Lightning has loaded it; before that, it would take seconds
+
+        for function in (find, woven, Woven.__get__):
+            skip(function)
+        places = (vars(base).get(place) for base in cls.__mro__ for place in (name, key))
         found = next(method for method in places if method is not None and not isinstance(method, Woven))
-        function, find = _wrapper(cls, *self.spec)
         # What is no function may give methods of any looks.
         self.find = None if isinstance(found, FunctionType) else find
-        self.function = _dress(function, found)
+        self.function = _dress(woven, found)
         return self.function
 
 
@@ -106,50 +143,6 @@ def is_woven(method: Any) -> bool:
 def notes_of(instance: Any, guard: str) -> list[Any] | None:
     """The notes of the call with this guard that is under way in this thread, if there is one."""
     return _running.get((get_ident(), id(instance), guard))
-
-
-def _wrapper(cls: type, name: str, before: Any, after: Any, guard: str) -> tuple[Any, Any]:
-    """The function that runs our parts beside the method, and the one that finds the method."""
-    own_of, key = vars(cls).get, _OWN + name
-
-    def find(self: Any) -> Any:
-        own = own_of(key)
-        if own is None:
-            # `%autoreload` may have set this very function on the class's older self.
-            place = cls if isinstance(self, cls) else next(base for base in type(self).__mro__ if name in vars(base))
-            return getattr(super(place, self), name)
-        bind = getattr(type(own), "__get__", None)
-        return bind(own, self, type(self)) if bind else own
-
-    def woven(self: Any, *args: Any, **kwargs: Any) -> Any:
-        method = find(self)
-        call = (get_ident(), id(self), guard)
-        if call in _running:
-            return method(*args, **kwargs)
-        watcher = _watch(None)
-        notes: list[Any] = []
-        try:
-            _running[call] = notes  # within `try`: an interrupt right behind it must not leave it there
-            asked = before and before(self, args, kwargs)
-            if watcher is not None:
-                _watch(watcher)
-            output = method(*args, **kwargs)
-            if watcher is not None:
-                _watch(None)
-            if after:
-                after(self, asked, output, notes)
-        finally:
-            _running.pop(call, None)
-            if watcher is not None:
-                _watch(watcher)
-        return output
-
-    # What is public wraps the function, which costs each step a tenth more, and from torch 2.8 on loses `self`.
-    from torch._dynamo.decorators import skip  # Lightning has loaded it; before that, it would take seconds
-
-    for function in (find, woven, Woven.__get__):
-        skip(function)
-    return woven, find
 
 
 def _dress(function: Any, method: Any) -> Any:

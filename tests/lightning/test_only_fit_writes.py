@@ -3,7 +3,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.tuner import Tuner
 
-from tests.helpers import trainer
+from tests.helpers import messages, trainer
 from tests.lightning.reference import Tracked, assert_exact, assert_history, loader
 
 
@@ -146,6 +146,14 @@ class FindLearningRateEachEpoch(pl.callbacks.LearningRateFinder):
         self.lr_find(trainer, module)
 
 
+class FindLearningRateLater(FindLearningRateEachEpoch):
+    """Also as there: not at the beginning, but at milestones."""
+
+    def on_train_epoch_start(self, trainer, module):
+        if trainer.current_epoch in (1, 2):
+            self.lr_find(trainer, module)
+
+
 class ScaleBatchSizeEachEpoch(pl.callbacks.BatchSizeFinder):
     """As in Lightning's documentation."""
 
@@ -161,13 +169,15 @@ class ScaleBatchSizeEachEpoch(pl.callbacks.BatchSizeFinder):
     [
         (pl.callbacks.LearningRateFinder, dict(num_training_steps=30, early_stop_threshold=None)),
         (FindLearningRateEachEpoch, dict(num_training_steps=30, early_stop_threshold=None)),
+        (FindLearningRateLater, dict(num_training_steps=30, early_stop_threshold=None)),
         (pl.callbacks.BatchSizeFinder, dict(max_trials=2, steps_per_trial=5)),
         (ScaleBatchSizeEachEpoch, dict(max_trials=2, steps_per_trial=5)),
     ],
 )
-def test_finder_within_fit_leaves_no_trace(tmp_path, fitted, finder, options):
+def test_finder_within_fit_leaves_no_trace(tmp_path, fitted, recwarn, finder, options):
     model, first = fitted
     trainer(max_epochs=3, default_root_dir=tmp_path, callbacks=[finder(**options)]).fit(model)
     # As after other resumes at an epoch's start, Lightning may pass the epoch by without a step or a validation.
     assert len(model.epoch_losses) == 2 + 3
     assert_exact(model.epoch_history, first, model.notes)
+    assert messages(recwarn, "Tunable") == []

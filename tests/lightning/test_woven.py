@@ -554,7 +554,7 @@ def interrupted_at(line, call):
 def test_an_interrupt_anywhere_does_not_disarm_the_model():
     code = Tracked.training_step.__code__
     # What begins a `finally` cannot be interrupted: signals come after a call.
-    end = inspect.getsource(code).splitlines().index("        finally:")
+    end = [line.strip() for line in inspect.getsource(code).splitlines()].index("finally:")
     batch, came = next(iter(loader())), 0
     for line in range(code.co_firstlineno + 1, code.co_firstlineno + end):
         model = Tracked()
