@@ -76,16 +76,17 @@ class Run:
 
     def clear(self) -> None:
         """Forget what is not settled."""
-        for stage in STAGES:
-            self._drop(stage)
+        self._shelve(*self.open.values())
+        self.open.clear()
         self.ended: dict[str, list[Totals]] = {stage: [] for stage in STAGES}
         self.words: dict[str, str] = {}
         self.sizes: dict[str, list[int]] = {}
 
     def begin(self, stage: str, mark: int | None = None) -> OpenEpoch:
         """Open an epoch in place of one that may be open."""
-        self._drop(stage)
-        epoch = self.open[stage] = OpenEpoch(mark)
+        before, epoch = self.open.get(stage, OpenEpoch()), OpenEpoch(mark)
+        self.open[stage] = epoch
+        self._shelve(before)
         return epoch
 
     def add(self, epoch: OpenEpoch, losses: Mapping[str, Tensor], weight: float | Tensor) -> None:
@@ -100,8 +101,11 @@ class Run:
         """End the stage's epoch on this rank. A training epoch ends the validation that nobody ended."""
         if stage == "train" and "val" in self.open:
             self.end("val", first)
-        self.ended[stage].append(self.open.get(stage, OpenEpoch()).totals(first))
-        self._drop(stage)
+        epoch = self.open.get(stage, OpenEpoch())
+        ended = {**self.ended, stage: [*self.ended[stage], epoch.totals(first)]}
+        # Both at once: a signal handler that saves a checkpoint may run between any two lines.
+        vars(self).update(ended=ended, open={name: self.open[name] for name in self.open if name != stage})
+        self._shelve(epoch)
 
     def state(self, first: bool = True, with_open: bool = True) -> dict[str, Any]:
         """What is not settled, in plain types."""
@@ -109,9 +113,9 @@ class Run:
         opened = {stage: {"mark": epoch.mark, "totals": epoch.totals(first)} for stage, epoch in epochs}
         return {"open": opened, "ended": {stage: list(totals) for stage, totals in self.ended.items()}}
 
-    def _drop(self, stage: str) -> None:
-        epoch = self.open.pop(stage, OpenEpoch())
-        for mean in epoch.means.values():
+    def _shelve(self, *epochs: OpenEpoch) -> None:
+        """Keep the means of epochs that are no longer open, for others."""
+        for mean in (mean for epoch in epochs for mean in epoch.means.values()):
             mean.reset()
             self._idle.append(mean)
 

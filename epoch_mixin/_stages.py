@@ -258,7 +258,7 @@ def _begin(stage: Stage, called: str, module: Module, *_: Any) -> None:
         _weave_again(module)
         if recorder.resumed:
             index = trainer.current_epoch if epoch is None or epoch.mark is None else epoch.mark
-            recorder.history.pad(module.epoch_loss_keys, index)
+            recorder.history.pad(module.epoch_loss_keys, index - len(run.ended["train"]))
             recorder.resumed = False
     if trainer is not None and epoch is not None and epoch.mark != stage.mark(trainer):
         _close(stage, module, run)
@@ -378,10 +378,12 @@ def _first_dict(args: Any, kwargs: Any) -> Any:
 
 def _save(module: Module, args: Any, kwargs: Any) -> None:
     recorder, checkpoint = module._epoch_recorder, _first_dict(args, kwargs)
-    trainer = module.__dict__.get("_trainer") if module._current_fx_name == "on_save_checkpoint" else None
+    by_trainer = module._current_fx_name == "on_save_checkpoint"
+    trainer = module.__dict__.get("_trainer") if by_trainer else _trainer(module)
     run = recorder.by_hand if trainer is None else recorder.fit
     # An exception may have befallen this rank alone; SIGTERM, Lightning tells all.
-    alone = trainer is not None and trainer.interrupted and not getattr(trainer, "received_sigterm", False)
+    stopped = trainer is not None and trainer.interrupted and not getattr(trainer, "received_sigterm", False)
+    alone = stopped or (trainer is not None and not by_trainer) or _ranks(module)[0] == 1
     # Lightning's hooks open and end the same epochs on all ranks.
     unsettled = run.state() if alone or not run.open else _meet(module, run, with_open=True)
     checkpoint[_RECORD] = saved(recorder.history, unsettled)

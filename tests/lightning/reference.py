@@ -22,13 +22,14 @@ class Reference(pl.LightningModule):
     def __init__(self):
         super().__init__()
         self.layer = torch.nn.Linear(3, 1)
-        # (what, epoch, global step, validation runs ended), and of steps also the loss and the weight
+        # (what, epoch, batches of training, validation runs ended), and of steps also the loss and the weight
         self.notes = []
         self.runs = 0
 
     def note(self, what, *loss_and_weight):
         if not self.trainer.sanity_checking:
-            self.notes.append((what, self.current_epoch, self.global_step, self.runs, *loss_and_weight))
+            batches = self.trainer.fit_loop.total_batch_idx
+            self.notes.append((what, self.current_epoch, batches, self.runs, *loss_and_weight))
 
     def loss(self, batch):
         (x,) = batch

@@ -263,38 +263,25 @@ def test_running_mean_goes_on_from_the_checkpoint(tmp_path):
             assert seen == pytest.approx(expected, rel=1e-9, abs=0, nan_ok=True)
 
 
-class Cut(Tracked):
-    """Raises in the validation step after so many."""
-
-    def __init__(self, steps=None):
-        super().__init__()
-        self.steps_left = steps
-
-    def validation_step(self, batch, batch_idx):
-        if self.steps_left is not None:
-            self.steps_left -= 1
-            if self.steps_left < 0:
-                raise ArithmeticError
-        return super().validation_step(batch, batch_idx)
-
-
-@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("hook", ["on_validation_start", "on_validation_batch_end", "on_validation_end"])
 @pytest.mark.parametrize("every", [1, 3])
-def test_resume_within_a_validation_under_accumulation(tmp_path, accumulate, every):
-    """The global step does not tell two validations apart between which no step is made."""
-    options = dict(max_epochs=2, accumulate_grad_batches=accumulate, val_check_interval=every, num_sanity_val_steps=0)
-    whole = Cut()
-    fit(whole, TRAIN, VAL, **options)
-    runs = len(whole.epoch_history["val_loss"])
-    for steps in range(3 * runs):
-        saving = pl.callbacks.OnExceptionCheckpoint(tmp_path, f"{steps}")
-        saving.teardown = lambda *args: None  # it would remove the checkpoint
-        with pytest.raises(ArithmeticError):
-            fit(Cut(steps), TRAIN, VAL, callbacks=[saving], enable_checkpointing=True, **options)
-        again = Cut()
-        fit(again, TRAIN, VAL, ckpt_path=saving.ckpt_path, **options)
-        assert_history(again)
-        assert len(again.epoch_history["val_loss"]) == runs
+def test_resume_within_a_validation_under_accumulation(tmp_path, hook, every):
+    """The global step does not tell two validations apart that have no step of the optimizer between them."""
+    options = dict(max_epochs=2, accumulate_grad_batches=4, val_check_interval=every, num_sanity_val_steps=0)
+    for cut in range(2):
+        saving = pl.callbacks.OnExceptionCheckpoint(tmp_path, f"{cut}")
+        saving.teardown = lambda *args, **kwargs: None  # it would remove the checkpoint
+        calls = iter([False] * cut + [True])
+
+        def fail(*args, calls=calls):
+            if next(calls, False):
+                raise ArithmeticError
+
+        failing = pl.Callback()
+        setattr(failing, hook, fail)
+        with contextlib.suppress(ArithmeticError):
+            fit(Tracked(), TRAIN, VAL, callbacks=[failing, saving], enable_checkpointing=True, **options)
+        resume_from_each({saving.ckpt_path: f"{hook} {cut}"}, TRAIN, VAL, **options)
 
 
 def by_hand(model):
