@@ -48,8 +48,8 @@ class OpenEpoch:
         if key not in self.means:
             return torch.tensor(total / weight if weight else math.nan, dtype=torch.float64)
         mean = self.means[key]
-        mean.sum_up()
-        return (mean.mean_value + total) / (mean.weight + weight) if weight else mean.mean_value / mean.weight
+        here = ExactMean.compute(mean)
+        return (mean.mean_value + total) / (mean.weight + weight) if weight else here
 
     def totals(self, first: bool) -> Totals:
         """The sums so far, with one look at the device; on the ``first`` rank with what a checkpoint brought."""
