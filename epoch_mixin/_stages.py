@@ -301,7 +301,7 @@ def _set_up(module: Module, *_: Any) -> None:
         recorder.by_hand.clear()
         recorder.resumed = False
         for name in ("training_step", "validation_step", "on_train_epoch_end", "on_validation_epoch_end"):
-            if not is_woven(getattr(module, name)):
+            if getattr(module, name, None) is not None and not is_woven(getattr(module, name)):
                 message = "was replaced after the class was made, so that EpochLossMixin cannot see it; define it there"
                 recorder.history.warn_once(name, f".{name} {message}")
 
