@@ -75,7 +75,7 @@ def update_class(old, new):
 def step(model):
     """What the step gives, and how often it is recorded."""
     before = model.weighed
-    return float(model.training_step(torch.zeros(1))), model.weighed - before
+    return model.training_step(torch.zeros(1)).item(), model.weighed - before
 
 
 def test_old_and_new_instances_run_the_edited_step_and_are_recorded():

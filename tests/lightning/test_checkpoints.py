@@ -326,6 +326,7 @@ class KeyedTracked(EpochLossMixin, Keyed):
     pass
 
 
+@pytest.mark.filterwarnings("ignore:KeyedTracked. the checkpoint holds no loss")  # of other keys than before
 @pytest.mark.parametrize("resumed", [False, True])
 @pytest.mark.parametrize(
     "parts",

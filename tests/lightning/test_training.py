@@ -246,7 +246,8 @@ def test_several_training_dataloaders():
             return loss
 
     model = Model()
-    fit(model, {"a": loader(), "b": loader(batch_size=2)})
+    with pytest.warns(UserWarning, match=r"Model\.training_step: .* disagree about the batch size: 5, 2\."):
+        fit(model, {"a": loader(), "b": loader(batch_size=2)})
     assert model.epoch_losses == close(epoch_means(model.steps))
 
 
