@@ -251,6 +251,21 @@ def test_several_training_dataloaders():
     assert model.epoch_losses == close(epoch_means(model.steps))
 
 
+def test_the_epoch_that_weight_averaging_adds_for_batch_norm_counts():
+    class Model(Tracked):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.BatchNorm1d(4)
+
+        def loss(self, batch):
+            return (self.layer(self.norm(batch[0])) - batch[1]).square().mean()
+
+    model = Model()
+    fit(model, max_epochs=4, callbacks=[pl.callbacks.StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=2)])
+    assert len(model.epoch_losses) == 5
+    assert model.epoch_losses == close(epoch_means(model.steps))
+
+
 def test_a_second_fit_goes_on_appending():
     model = Tracked()
     fit(model)
