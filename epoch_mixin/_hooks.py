@@ -52,12 +52,14 @@ class Woven:
         before: called as ``before(self, args, kwargs)`` ahead of the method.
         after: called as ``after(self, what before gave, output, notes)`` behind it. Not called when it raised.
         guard: methods with the same guard count as one call where one calls another.
+        heard: whether the method is only heard within a call that has this guard, as ``before(self, notes, args,
+            kwargs)``.
     """
 
     __slots__ = ("find", "function", "spec")
 
-    def __init__(self, name: str, before: Any, after: Any, guard: str) -> None:
-        self.spec = name, before, after, guard
+    def __init__(self, name: str, before: Any, after: Any, guard: str, heard: bool) -> None:
+        self.spec = name, before, after, guard, heard
         self.function: Any = None
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
@@ -71,7 +73,7 @@ class Woven:
 
     def make(self, owner: type) -> Any:
         """Make the wrapper; a class that came out of a pickle has none yet."""
-        name, before, after, guard = self.spec
+        name, before, after, guard, heard = self.spec
         cls = next(base for base in owner.__mro__ if vars(base).get(name) is self)
         own_of, key = vars(cls).get, _OWN + name
 
@@ -85,7 +87,8 @@ class Woven:
             return bind(own, self, type(self)) if bind else own
 
         def woven(self: Any, *args: Any, **kwargs: Any) -> Any:
-            method = find(self)
+            own = own_of(key)
+            method = MethodType(own, self) if type(own) is FunctionType else find(self)  # the first is quicker
             call = (get_ident(), id(self), guard)
             if call in _running:
                 return method(*args, **kwargs)
@@ -94,42 +97,51 @@ class Woven:
             try:
                 _running[call] = notes  # within `try`: an interrupt right behind it must not leave it there
                 asked = before and before(self, args, kwargs)
-                if watcher is not None:
-                    _watch(watcher)
+                _watch(watcher)
                 output = method(*args, **kwargs)
-                if watcher is not None:
-                    _watch(None)
+                _watch(None)
                 if after:
                     after(self, asked, output, notes)
             finally:
                 _running.pop(call, None)
-                if watcher is not None:
-                    _watch(watcher)
+                _watch(watcher)
             return output
+
+        def listening(self: Any, *args: Any, **kwargs: Any) -> Any:
+            notes = _running.get((get_ident(), id(self), guard))
+            if notes is not None:
+                watcher = _watch(None)
+                before(self, notes, args, kwargs)
+                _watch(watcher)
+            return find(self)(*args, **kwargs)
 
         # What is public wraps the function, which costs each step a tenth more, and from torch 2.8 on loses `self`.
         from torch._dynamo.decorators import skip  # Lightning has loaded it; before that, it would take seconds
 
-        for function in (find, woven, Woven.__get__):
+        for function in (find, woven, listening, Woven.__get__):
             skip(function)
         places = (vars(base).get(place) for base in cls.__mro__ for place in (name, key))
         found = next(method for method in places if method is not None and not isinstance(method, Woven))
         # What is no function may give methods of any looks.
         self.find = None if isinstance(found, FunctionType) else find
-        self.function = _dress(woven, found)
+        self.function = _dress(listening if heard else woven, found)
         return self.function
 
 
-def weave(cls: type, name: str, before: Any = None, after: Any = None, guard: str | None = None) -> bool:
+def weave(
+    cls: type, name: str, before: Any = None, after: Any = None, guard: str | None = None, heard: bool = False
+) -> bool:
     """Put an entry into a class, for which see `Woven`. Returns whether there is such a method."""
     if getattr(cls, name, None) is None:
         return False
     own = vars(cls).get(name)
+    if heard and own is None and isinstance(inspect.getattr_static(cls, name), Woven):
+        return False  # a class above hears it
     if own is None and _OWN + name in vars(cls):  # it has gone since the class was woven
         delattr(cls, _OWN + name)
     elif own is not None and not isinstance(own, Woven):
         setattr(cls, _OWN + name, own)
-    entry = Woven(name, before, after, guard or name)
+    entry = Woven(name, before, after, guard or name, heard)
     setattr(cls, name, entry)
     entry.make(cls)
     return True
@@ -138,11 +150,6 @@ def weave(cls: type, name: str, before: Any = None, after: Any = None, guard: st
 def is_woven(method: Any) -> bool:
     """Whether a method that an instance would call is a wrapper of `weave`, or one around it."""
     return hasattr(method, "_woven")
-
-
-def notes_of(instance: Any, guard: str) -> list[Any] | None:
-    """The notes of the call with this guard that is under way in this thread, if there is one."""
-    return _running.get((get_ident(), id(instance), guard))
 
 
 def _dress(function: Any, method: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -77,7 +78,7 @@ def _vector(items: Sequence[Any], device: torch.device) -> Tensor:
     """Numbers and tensors without dimensions as one float64 tensor."""
     kinds = set(map(type, items))
     if kinds <= {int, float}:
-        return _to(torch.tensor(items, dtype=torch.float64), device)
+        return _to(torch.frombuffer(array("d", items), dtype=torch.float64), device)
     # Of several types, some would be rounded to the type of others.
     if kinds == {Tensor} and len({item.dtype for item in items}) == 1:
         with suppress(RuntimeError):  # of several devices

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from numbers import Real
 from typing import Any
@@ -20,12 +21,29 @@ _COLLECTIONS = (tuple, list, set, frozenset, deque)
 _LONG = 32
 
 
-def batch_sizes(batch: Any) -> Iterator[int]:
-    """The batch size that each tensor of a batch tells: its length, 1 if it has no dimensions.
+def batch_sizes(batch: Any) -> list[int]:
+    """The different batch sizes that the tensors of a batch tell: their lengths, 1 if without dimensions.
 
     The first is the one that ``self.log`` would infer, but ``extract_batch_size`` of Lightning's ``utilities/data.py``
     reads all that can be iterated.
     """
+    sizes: dict[int, None] = {}
+    with suppress(Exception):  # whatever a batch of unknown making may raise when it is looked through
+        sizes.update(dict.fromkeys(_sizes(batch)))
+    return list(sizes)
+
+
+def batch_size(batch: Any) -> int | None:
+    """The first of `batch_sizes`; ``None`` where no tensor tells it."""
+    first = batch[0] if type(batch) in (list, tuple) and batch else batch
+    if isinstance(first, Tensor):  # the commonest batches need no search
+        return first.size(0) if first.ndim else 1
+    with suppress(Exception):
+        return next(_sizes(batch), None)
+    return None
+
+
+def _sizes(batch: Any) -> Iterator[int]:
     if isinstance(batch, Tensor):
         yield batch.size(0) if batch.ndim else 1
         return
@@ -38,24 +56,13 @@ def batch_sizes(batch: Any) -> Iterator[int]:
     elif is_dataclass(batch):
         items = [getattr(batch, field.name, None) for field in fields(batch)]
     for item in items:
-        yield from batch_sizes(item)
-
-
-def batch_size(batch: Any) -> int | None:
-    """The batch size that ``self.log`` would infer; ``None`` where no tensor tells it."""
-    first = batch[0] if type(batch) in (list, tuple) and batch else batch
-    if isinstance(first, Tensor):  # the commonest batches need no search
-        return first.size(0) if first.ndim else 1
-    try:
-        return next(batch_sizes(batch), None)
-    except Exception:  # whatever a batch of unknown making may raise when it is looked through
-        return None
+        yield from _sizes(item)
 
 
 def losses_in(
     output: Any, logged: Mapping[str, Any], names: Mapping[str, tuple[str, ...]]
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The losses that a step returned and logged, by key; and where there is none, the reason.
+) -> dict[str, Tensor | str | None]:
+    """The losses that a step returned and logged, by key; for each, where there is none, the reason.
 
     Args:
         output: what the step returned; a bare tensor or number is ``"loss"``.
@@ -63,24 +70,23 @@ def losses_in(
         names: for each key under which names its loss may be found, the key itself first.
 
     Returns:
-        The losses as in `as_loss`. No reason is given for what was left out on purpose, with ``None``.
+        The losses as in `as_loss`. The reason is ``None`` for what was left out on purpose, with ``None``.
     """
     returned = output if not isinstance(output, Tensor) and isinstance(output, Mapping) else {"loss": output}
-    losses, reasons = {}, {}
+    losses = {}
     for key, aliases in names.items():
         value = returned.get(key)
         loss = as_loss(_first(returned, aliases) if value is None else value)
-        if logged and not isinstance(loss, Tensor):
+        if not isinstance(loss, Tensor):
             # Who logs names the curve, who returns names the loss.
             seen = as_loss(_first(logged, aliases[::-1]))
             loss = loss if seen is None else seen
-        if isinstance(loss, Tensor):
-            losses[key] = loss
-        elif loss is not None:
-            reasons[key] = f"gave {loss} for it, which is no real scalar"
-        elif output is not None and returned.keys().isdisjoint(aliases):
-            reasons[key] = described(output, logged)
-    return losses, reasons
+        if isinstance(loss, str):
+            loss = f"gave {loss} for it, which is no real scalar"
+        elif loss is None and output is not None and returned.keys().isdisjoint(aliases):
+            loss = described(output, logged)
+        losses[key] = loss
+    return losses
 
 
 def _first(values: Mapping[str, Any], names: tuple[str, ...]) -> Any:
@@ -97,11 +103,12 @@ def as_loss(value: Any) -> Tensor | str | None:
                 value = _plain(value)
             if _in_transform(value):
                 return f"a {type(value).__name__} within a transform of torch.func"
-            if value.numel() == 1 and not value.is_complex() and not value.is_meta:
+            dimensions = value.ndim
+            if (not dimensions or value.numel() == 1) and not value.is_complex() and not value.is_meta:
                 # A copy, for the memory of an output may be written again: by the user, or by a replayed CUDA graph.
                 # Through `data`, which is quicker than `detach()`.
                 copy: Tensor = value.data.clone()
-                return copy.reshape(()) if value.ndim else copy
+                return copy.reshape(()) if dimensions else copy
             return f"a {type(value).__name__} of shape {tuple(value.shape)}{' without values' * value.is_meta}"
         if isinstance(value, Real) or getattr(value, "ndim", None) == 0:
             return torch.tensor(float(value), dtype=torch.float64)

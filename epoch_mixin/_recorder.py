@@ -7,6 +7,7 @@ ranks meet, what each of them ended is put `together` and *settled*: written int
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -70,13 +71,13 @@ class Run:
     """
 
     def __init__(self) -> None:
-        self._idle: list[ExactMean] = []
+        # Kept from epoch to epoch, for making one takes longer than an epoch's end.
+        self._means: dict[tuple[str, str], ExactMean] = defaultdict(ExactMean)
         self.open: dict[str, OpenEpoch] = {}
         self.clear()
 
     def clear(self) -> None:
         """Forget what is not settled."""
-        self._shelve(*self.open.values())
         self.open.clear()
         self.ended: dict[str, list[Totals]] = {stage: [] for stage in STAGES}
         self.words: dict[str, str] = {}
@@ -84,18 +85,18 @@ class Run:
 
     def begin(self, stage: str, mark: int | None = None) -> OpenEpoch:
         """Open an epoch in place of one that may be open."""
-        before, epoch = self.open.get(stage, OpenEpoch()), OpenEpoch(mark)
-        self.open[stage] = epoch
-        self._shelve(before)
+        self.open[stage] = epoch = OpenEpoch(mark)
         return epoch
 
-    def add(self, epoch: OpenEpoch, losses: Mapping[str, Tensor], weight: float | Tensor) -> None:
-        """Record the losses of a step: detached, without dimensions, never to be changed again."""
-        for key, loss in losses.items():
-            if key not in epoch.means:
-                epoch.means[key] = self._idle.pop() if self._idle else ExactMean()
-            # Past the bookkeeping that torchmetrics puts around it, which costs more than all the rest.
-            ExactMean.update(epoch.means[key], loss, weight)
+    def add(self, stage: str, key: str, loss: Tensor, weight: float | Tensor) -> None:
+        """Record a loss of the open epoch: detached, without dimensions, never to be changed again."""
+        means = self.open[stage].means
+        mean = means.get(key)
+        if mean is None:
+            mean = means[key] = self._means[stage, key]
+            mean.reset()
+        # Past the bookkeeping that torchmetrics puts around it, which costs more than all the rest.
+        ExactMean.update(mean, loss, weight)
 
     def end(self, stage: str, first: bool = True) -> None:
         """End the stage's epoch on this rank. A training epoch ends the validation that nobody ended."""
@@ -105,19 +106,14 @@ class Run:
         ended = {**self.ended, stage: [*self.ended[stage], epoch.totals(first)]}
         # Both at once: a signal handler that saves a checkpoint may run between any two lines.
         vars(self).update(ended=ended, open={name: self.open[name] for name in self.open if name != stage})
-        self._shelve(epoch)
+        for mean in epoch.means.values():
+            mean.reset()
 
     def state(self, first: bool = True, with_open: bool = True) -> dict[str, Any]:
         """What is not settled, in plain types."""
         epochs = self.open.items() if with_open else ()
         opened = {stage: {"mark": epoch.mark, "totals": epoch.totals(first)} for stage, epoch in epochs}
         return {"open": opened, "ended": {stage: list(totals) for stage, totals in self.ended.items()}}
-
-    def _shelve(self, *epochs: OpenEpoch) -> None:
-        """Keep the means of epochs that are no longer open, for others."""
-        for mean in (mean for epoch in epochs for mean in epoch.means.values()):
-            mean.reset()
-            self._idle.append(mean)
 
 
 def together(states: list[dict[str, Any]], share: float) -> dict[str, Any]:
@@ -155,16 +151,14 @@ class History:
     Attributes:
         means: by name: a key, with ``val_`` before it for validation, and a dataloader's number behind.
         val_epochs: for each validation name the training epoch that each of its values belongs to.
-        given: the keys that training has ever given.
-        written: those that the last training epoch has written, unless it was before a resume.
+        given: the keys that training has ever given, the first that came first.
     """
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
         self.means: dict[str, list[float]] = {}
         self.val_epochs: dict[str, list[int]] = {}
-        self.given: set[str] = set()
-        self.written: list[str] = []
+        self.given: list[str] = []
         self._warned: set[str] = set()
 
     def warn_once(self, topic: str, message: str) -> None:
@@ -173,11 +167,8 @@ class History:
             warn(f"{self.owner}{message}")
 
     def epochs(self, keys: Iterable[str]) -> int:
-        """How many training epochs are settled: as many as the first key of the last one has."""
-        for names in (self.written[:1], keys, self.given):
-            if lengths := [len(self.means[name]) for name in names if name in self.means]:
-                return max(lengths)
-        return 0
+        """How many training epochs are settled."""
+        return next((len(self.means[name]) for name in (*self.given, *keys) if name in self.means), 0)
 
     def settle(self, ended: Mapping[str, list[Totals]], words: Mapping[str, str], keys: tuple[str, ...]) -> None:
         """Write the means of ended epochs.
@@ -208,9 +199,19 @@ class History:
         missing = epochs - self.epochs(keys)
         if missing > 0:
             self.warn_once("pad", f": the checkpoint holds no loss of the last {missing} of {epochs} epochs: nan")
-            self.written = []
-            for key in keys:
-                self._curve(key, epochs)
+            for key in {*keys, *self.given}:
+                self.curve(key, epochs)
+
+    def curve(self, key: str, epochs: int) -> list[float]:
+        """The list of a training key, with NaN for epochs that did not have it."""
+        if key not in self.means:
+            # Training is listed before validation.
+            validation = {name: self.means.pop(name) for name in self.val_epochs if name in self.means}
+            self.means.update({key: [math.nan] * epochs}, **validation)
+        values = self.means[key]
+        if values:  # else a user has cleared it, to start afresh
+            values += [math.nan] * (epochs - len(values))
+        return values
 
     def records(self, keys: Iterable[str]) -> list[dict[str, float]]:
         """One row a training epoch."""
@@ -237,30 +238,18 @@ class History:
             self.warn_once("val", f": no step of a validation gave a loss: {hint}")
 
     def _settle_training(self, epoch: int, keys: Any, totals: Totals, means: dict[str, float], word: Any) -> None:
-        self.given.update(means)
-        written = []
-        for key in dict.fromkeys((*keys, *means)):
+        self.given += [key for key in means if key not in self.given]
+        # Each curve gets a value, so that the index stays the epoch, and a table of them has no holes.
+        for key in dict.fromkeys((*keys, *self.given)):
             if means and key not in self.given and "val_" + key in self.means:
                 self.means.pop(key, None)
                 continue
-            self._curve(key, epoch).append(means.get(key, math.nan))
-            written.append(key)
-            if key not in means and (word or totals):  # a Trainer may pass an epoch by, after some resumes
+            self.curve(key, epoch).append(means.get(key, math.nan))
+            # A Trainer may pass an epoch by, after some resumes.
+            if key in keys and key not in means and (word or totals):
                 why = f'did the step return it, or self.log("train_{key}", ...) it?'
                 why = "the weights of its steps are all 0" if key in totals else why if totals else f"it {word}; {why}"
                 self.warn_once("nan", f": no step of epoch {epoch} gave a loss for {key!r}, so its mean is nan: {why}")
-        self.written = written
-
-    def _curve(self, name: str, epochs: int) -> list[float]:
-        """The list of a training key, with NaN for epochs that did not have it."""
-        if name not in self.means:
-            # Training is listed before validation.
-            validation = {name: self.means.pop(name) for name in self.val_epochs if name in self.means}
-            self.means.update({name: []}, **validation)
-        values = self.means[name]
-        if name not in self.written:  # else the user has cleared what is missing, to start afresh
-            values += [math.nan] * (epochs - len(values))
-        return values
 
 
 def _by_loader(totals: Totals) -> Totals:

@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from epoch_mixin._hooks import is_woven, notes_of, weave
+from epoch_mixin._hooks import is_woven, weave
 from epoch_mixin._outputs import batch_size, batch_sizes, checked_weight, described, losses_in
 from epoch_mixin._record import restore, saved
 from epoch_mixin._recorder import LOADER, OpenEpoch, Run, together
@@ -80,8 +79,8 @@ def weave_into(cls: type, again: bool = False) -> list[str]:
     parts: dict[str, dict[str, Any]] = {
         "test_step": {"guard": "step"},
         "predict_step": {"guard": "step"},
-        "log": {"before": _listen},
-        "log_dict": {"before": _listen},
+        "log": {"before": _listen, "guard": "step", "heard": True},
+        "log_dict": {"before": _listen, "guard": "step", "heard": True},
         "setup": {"before": _set_up},
         # A fit that goes on in an epoch's middle has no other start.
         "on_train_start": {"before": partial(_begin, TRAIN, "on_train_start")},
@@ -118,10 +117,10 @@ def _trainer(module: Module) -> Trainer | None:
     trainer = module.__dict__.get("_trainer")
     if trainer is None:
         return None
-    state = getattr(trainer, "state", None)
+    state: Any = getattr(trainer, "state", None)
     # A test may have put a mock in its place. `_value_` is there at once; comparing enums takes longer than the rest.
-    at_work = isinstance(getattr(state, "stage", None), str) and cast(Any, state).status._value_ == "running"
-    return cast("Trainer", trainer) if at_work else None
+    at_work = isinstance(getattr(state, "stage", None), str) and state.status._value_ == "running"
+    return trainer if at_work else None
 
 
 def _fitting(module: Module) -> Trainer | None:
@@ -148,65 +147,62 @@ def _ask(stage: Stage, module: Module, args: Any, kwargs: Any) -> tuple[Any, ...
     if run is None:
         return None
     batch = args[0] if args else kwargs.get(next(iter(inspect.signature(getattr(module, stage.step)).parameters), ""))
-    loader = args[2] if len(args) > 2 else kwargs.get("dataloader_idx") if kwargs else None
+    loader = args[2] if len(args) > 2 else kwargs.get("dataloader_idx")
     # An iterator must be left alone.
-    weighed = None if hasattr(batch, "__next__") else _weigh(stage, module, run, batch)
-    return run, batch, loader, weighed
+    weight, own = (None, False) if hasattr(batch, "__next__") else _weigh(stage, module, run, batch)
+    return run, batch, loader, weight, own
 
 
-def _weigh(stage: Stage, module: Module, run: Run, batch: Any) -> tuple[float | Tensor | None, int | None]:
-    """What the user says that a batch counts, if ``epoch_loss_weight`` is overridden, or else its size."""
+def _weigh(stage: Stage, module: Module, run: Run, batch: Any) -> tuple[float | Tensor | None, bool]:
+    """What a batch counts, if it tells, and whether the user's own ``epoch_loss_weight`` says so."""
     weigh = module.epoch_loss_weight
     if not hasattr(weigh, "is_default"):
-        return checked_weight(weigh(batch), type(module).__name__), None
-    if stage.name not in run.sizes:
-        run.sizes[stage.name] = []
-        with suppress(Exception):  # whatever a batch of unknown making may raise when it is looked through
-            run.sizes[stage.name] += dict.fromkeys(batch_sizes(batch))
-    return None, batch_size(batch)
+        return checked_weight(weigh(batch), type(module).__name__), True
+    if stage.name not in run.sizes:  # for a look at the whole batch, once
+        run.sizes[stage.name] = batch_sizes(batch)
+    return batch_size(batch), False
 
 
 def _record(stage: Stage, module: Module, asked: tuple[Any, ...] | None, output: Any, notes: list[Any]) -> None:
     """Behind a step, record the losses that it returned and logged."""
     if asked is None:
         return
-    run, batch, loader, weighed = asked
+    run, batch, loader, weight, own = asked
     epoch = run.open.get(stage.name) or _open(stage, module, run)
-    if weighed is None:
-        # Lightning's iterator over a dataloader remembers what it gave (`loops/fetchers.py`).
+    if weight is None and hasattr(batch, "__next__"):
+        # Lightning's iterator over dataloaders remembers what it gave (`loops/fetchers.py`).
         fetcher = getattr(batch, "data_fetcher", None)
         batch, combined = getattr(fetcher, "_batch", batch), cast(Any, getattr(fetcher, "combined_loader", None))
         if getattr(combined, "_mode", None) == "sequential" and len(combined.flattened) > 1:
             loader = cast(Any, fetcher)._dataloader_idx
-        weighed = _weigh(stage, module, run, batch)
+        weight, own = _weigh(stage, module, run, batch)
     logged = {name: value for name, value, _ in notes} if notes else {}
     # With one element it is rather the prediction for a batch of one than a loss.
     predictions = stage is VAL and isinstance(output, Tensor) and output.ndim
-    losses, reasons = losses_in(None if predictions else output, logged, _names(stage, module.epoch_loss_keys))
-    if losses:
-        if stage is VAL and isinstance(loader, int):
-            losses = {f"{key}{LOADER}{loader}": loss for key, loss in losses.items()}
-        weight, size = weighed
-        if weight is None:
-            # Most batches agree about their size, and most steps say no other.
-            plain = size is not None and not notes and len(run.sizes[stage.name]) < 2
-            weight = size if plain else _weight(stage, module, run, batch, size, notes)
-        run.add(epoch, losses, weight)
-    elif stage.name not in run.words and (stage is TRAIN or epoch.mark is not None):
-        run.words[stage.name] = described(output, logged)
-    if reasons and stage is TRAIN:  # what validation returns need not be a loss
-        for key, reason in reasons.items():
-            message = f"no {key!r} is recorded: {key!r} is in epoch_loss_keys, but {stage.step} {reason}"
+    losses = losses_in(None if predictions else output, logged, _names(stage, module.epoch_loss_keys))
+    source = f"{LOADER}{loader}" if stage is VAL and isinstance(loader, int) else ""
+    # Most batches agree about their size, and most steps say no other.
+    final, found = own or not (notes or weight is None or len(run.sizes.get(stage.name, ())) > 1), False
+    for key, loss in losses.items():
+        if isinstance(loss, Tensor):
+            if not final:
+                weight, final = _weight(stage, module, run, batch, weight, notes), True
+            run.add(stage.name, key + source, loss, weight)
+            found = True
+        elif loss and stage is TRAIN:  # what validation returns need not be a loss
+            message = f"no {key!r} is recorded: {key!r} is in epoch_loss_keys, but {stage.step} {loss}"
             module._epoch_recorder.history.warn_once(key, f".{stage.step}: {message}")
+    if not found and stage.name not in run.words and (stage is TRAIN or epoch.mark is not None):
+        run.words[stage.name] = described(output, logged)
 
 
-def _weight(stage: Stage, module: Module, run: Run, batch: Any, size: Any, notes: list[Any]) -> Any:
+def _weight(stage: Stage, module: Module, run: Run, batch: Any, size: int | None, notes: list[Any]) -> Any:
     """The ``batch_size`` given with a recorded loss, or with anything that a step logged; else the batch's own."""
     said = {name: said for name, _, said in reversed(notes) if said is not None}
     aliases = [name for names in _names(stage, module.epoch_loss_keys).values() for name in names[::-1]]
     with suppress(TypeError, ValueError, StopIteration):  # Lightning takes it as it is
         return checked_weight(next(said[name] for name in (*aliases, *said) if name in said), "")
-    if len(sizes := run.sizes[stage.name]) > 1:
+    if len(sizes := run.sizes.get(stage.name, ())) > 1:
         module._epoch_recorder.history.warn_once(
             f"{stage.step} sizes",
             f".{stage.step}: the tensors of its batch disagree about the batch size: {', '.join(map(str, sizes[:9]))}."
@@ -221,21 +217,18 @@ def _names(stage: Stage, keys: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     return {key: (key, *(title + mark + key for title in stage.titles for mark in "_/")) for key in keys}
 
 
-def _listen(module: Module, args: Any, kwargs: Any) -> None:
-    """Note what is given to ``self.log`` and ``self.log_dict`` within a step: name, value, batch size."""
-    notes = notes_of(module, "step")
+def _listen(module: Module, notes: list[Any], args: Any, kwargs: Any) -> None:
+    """Note what a step gives to ``self.log`` and ``self.log_dict``: name, value, batch size."""
     # A step that optimizes by hand calls hooks, and those of callbacks.
-    if notes is not None and module._current_fx_name in (None, TRAIN.step, VAL.step):
-        name = args[0] if args else kwargs.get("name", kwargs.get("dictionary"))
-        pairs: Any = ()
-        if isinstance(name, str):
-            pairs = ((name, args[1] if len(args) > 1 else kwargs.get("value")),)
-        elif isinstance(name, Mapping):  # of a MetricCollection, `log_dict` gives each metric to `log`
-            pairs = name.items()
-        for name, value in pairs:
-            # Of a metric Lightning logs the value of its latest call; none if it was only updated.
-            value = value._forward_cache if type(value) is not Tensor and isinstance(value, Metric) else value
-            notes.append((name, value, kwargs.get("batch_size")))
+    if module._current_fx_name not in (None, "training_step", "validation_step"):
+        return
+    name = args[0] if args else kwargs.get("name", kwargs.get("dictionary"))
+    if isinstance(name, str):
+        value = args[1] if len(args) > 1 else kwargs.get("value")
+        # Of a metric Lightning logs the value of its latest call; none if it was only updated.
+        notes.append((name, getattr(value, "_forward_cache", value), kwargs.get("batch_size")))
+    elif isinstance(name, Mapping):  # with Fabric; else, and of a MetricCollection, `log_dict` gives each to `log`
+        notes += [(name, value, kwargs.get("batch_size")) for name, value in name.items()]
 
 
 def _open(stage: Stage, module: Module, run: Run) -> OpenEpoch:

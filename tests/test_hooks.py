@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 
-from epoch_mixin._hooks import Woven, is_woven, notes_of, weave
+from epoch_mixin._hooks import Woven, is_woven, weave
 
 
 class Listener:
@@ -469,18 +469,60 @@ def test_another_thread_in_the_same_instance_is_heard_on_its_own():
     assert [call[:1] + call[2:] for call in model.heard] == [("other_step", (0,), {}), ("step", (1,), {})]
 
 
-def test_notes_are_of_the_call_under_way_in_this_thread():
-    class Model(Listener):
-        def step(self, x):
-            notes_of(self, "step").append(x)
-            if x:
-                self.step(x - 1)
-            self.seen = list(notes_of(self, "step"))
+class Speaker(Parent):
+    """Notes what ``say`` is given within ``step``."""
 
-    model = Model()
+    def __init_subclass__(cls):
+        weave(cls, "step", before=lambda *_: None, after=lambda self, asked, output, notes: self.noted.append(notes))
+        weave(cls, "say", before=lambda self, notes, args, kwargs: notes.append(args), guard="step", heard=True)
+
+    def __init__(self):
+        self.noted = []
+        self.said = []
+
+    def say(self, x):
+        self.said.append(x)
+
+
+class Speaking(Speaker):
+    def step(self, x):
+        self.say(x)
+        if x:
+            self.step(x - 1)
+
+
+def test_what_is_said_within_a_call_is_noted_once_for_the_outermost():
+    model = type("Deeper", (Speaking,), {})()
+    model.say("before")
     model.step(2)
-    assert model.seen == [2, 1, 0]
-    assert notes_of(model, "step") is None
+    model.say("after")
+    assert model.noted == [[(2,), (1,), (0,)]]
+    assert model.said == ["before", 2, 1, 0, "after"]
+
+
+def test_what_a_class_says_in_its_own_way_is_noted_too():
+    class Louder(Speaking):
+        def say(self, x):
+            super().say(10 * x)
+
+    model = Louder()
+    model.step(0)
+    model.step(1)
+    assert model.said == [0, 10, 0]
+    assert [notes[-1] for notes in model.noted] == [(0,), (0,)]
+
+
+def test_what_another_thread_says_is_not_noted():
+    class Threaded(Speaker):
+        def step(self, x):
+            thread = threading.Thread(target=self.say, args=("elsewhere",))
+            thread.start()
+            thread.join()
+            self.say(x)
+
+    model = Threaded()
+    model.step(1)
+    assert model.noted == [[(1,)]]
 
 
 def test_frames_of_ours_are_hidden_from_a_traceback():
@@ -502,7 +544,7 @@ def test_no_entry_leads_back_to_its_class():
     assert isinstance(entry, Woven) and not isinstance(entry, types.FunctionType)
     assert not any(value is Child for value in vars(Child).values())
     # What a pickle by value takes along.
-    twin = pickle.loads(pickle.dumps(Woven("hook", None, None, "hook")))
-    assert twin.spec == ("hook", None, None, "hook")
+    twin = pickle.loads(pickle.dumps(Woven("hook", None, None, "hook", False)))
+    assert twin.spec == ("hook", None, None, "hook", False)
     model = type("Model", (Parent,), {"hook": twin, "_unwoven_hook": lambda self: "own"})()
     assert model.hook() == "own"

@@ -11,9 +11,10 @@ NAN = pytest.approx(math.nan, nan_ok=True)
 
 
 def add(run, stage, *pairs, key="loss"):
-    epoch = run.open.get(stage) or run.begin(stage)
+    if stage not in run.open:
+        run.begin(stage)
     for loss, weight in pairs:
-        run.add(epoch, {key: torch.tensor(loss)}, weight)
+        run.add(stage, key, torch.tensor(loss), weight)
 
 
 def ended(*epochs, stage="train"):
@@ -34,7 +35,7 @@ def test_running_mean_is_exact_however_many_losses_wait():
     assert epoch.mean("loss").isnan()
     for count in range(1, 300):
         loss, weight = torch.rand(()), count % 7 + 1
-        run.add(epoch, {"loss": loss}, weight)
+        run.add("train", "loss", loss, weight)
         pairs.append((loss.item(), weight))
         assert epoch.mean("loss").item() == close(mean(pairs), rel=1e-14)
 
@@ -42,9 +43,8 @@ def test_running_mean_is_exact_however_many_losses_wait():
 def test_keys_that_come_and_go_have_each_their_own_weight():
     run = Run()
     epoch = run.begin("train")
-    run.add(epoch, {"a": torch.tensor(1.0)}, 1)
-    run.add(epoch, {"a": torch.tensor(2.0), "b": torch.tensor(10.0)}, 3)
-    run.add(epoch, {}, 1000)
+    add(run, "train", (1.0, 1), (2.0, 3), key="a")
+    add(run, "train", (10.0, 3), key="b")
     assert epoch.mean("a") == 7 / 4
     assert epoch.mean("b") == 10.0
     assert epoch.totals(first=True) == {"a": [7.0, 4.0], "b": [30.0, 3.0]}
