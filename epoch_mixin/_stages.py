@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from epoch_mixin.mixin import EpochLossMixin
 
     class Module(EpochLossMixin, LightningModule):
-        """What the mixin is woven into."""
+        """What the mixin is woven into. Has no `nn.Module.__getattr__`, to which any misspelt attribute is right."""
+
+        __getattr__: None  # type: ignore[assignment, misc]
 
 
 # Where a checkpoint keeps the record.
