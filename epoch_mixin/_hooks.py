@@ -128,9 +128,7 @@ class Woven:
         return self.function
 
 
-def weave(
-    cls: type, name: str, before: Any = None, after: Any = None, guard: str | None = None, heard: bool = False
-) -> bool:
+def weave(cls: type, name: str, before: Any = None, after: Any = None, guard: str = "", heard: bool = False) -> bool:
     """Put an entry into a class, for which see `Woven`. Returns whether there is such a method."""
     if getattr(cls, name, None) is None:
         return False

@@ -67,9 +67,8 @@ class ExactMean(MeanMetric):
             with suppress(RuntimeError):  # quicker, for a progress bar that asks after each step; not for every type
                 return torch.add(self.mean_value, losses[0], alpha=weights[0]), self.weight + weights[0]
         values, factors = _vector(losses, device), _vector(weights, device)
-        if Tensor in set(map(type, weights)):
-            # One weight below zero makes the sum of all weights NaN, so that whoever reads it can tell.
-            factors = torch.where(factors < 0, torch.nan, factors)
+        # One weight below zero makes the sum of all weights NaN, so that whoever reads it can tell.
+        factors = torch.where(factors < 0, torch.nan, factors)
         # Not in place: a sum that was made in inference mode could not be changed outside of it.
         return _to(self.mean_value, device) + values.dot(factors), _to(self.weight, device) + factors.sum()
 

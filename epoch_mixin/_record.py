@@ -62,9 +62,10 @@ def restore(record: Any, history: History, run: Run) -> None:
     history.means.update({name: held.get(name, []) for name in read["history"]})
     for name, values in read["history"].items():
         history.means[name] += values
+    history.written = []
     history.val_epochs = read["val_epochs"]
-    training = [name for name in history.means if name not in history.val_epochs]
-    history.given = [name for name in training if not all(map(math.isnan, history.means[name]))]
+    given = {name for name, values in history.means.items() if not all(map(math.isnan, values))}
+    history.given = given - set(history.val_epochs)
     run.clear()
     run.ended.update(read["ended"])
     for stage, epoch in read["open"].items():

@@ -93,8 +93,9 @@ class Run:
         means = self.open[stage].means
         mean = means.get(key)
         if mean is None:
-            mean = means[key] = self._means[stage, key]
+            mean = self._means[stage, key]
             mean.reset()
+            means[key] = mean
         # Past the bookkeeping that torchmetrics puts around it, which costs more than all the rest.
         ExactMean.update(mean, loss, weight)
 
@@ -151,14 +152,16 @@ class History:
     Attributes:
         means: by name: a key, with ``val_`` before it for validation, and a dataloader's number behind.
         val_epochs: for each validation name the training epoch that each of its values belongs to.
-        given: the keys that training has ever given, the first that came first.
+        given: the keys that training has ever given.
+        written: those that the last training epoch has written, unless it was before a resume.
     """
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
         self.means: dict[str, list[float]] = {}
         self.val_epochs: dict[str, list[int]] = {}
-        self.given: list[str] = []
+        self.given: set[str] = set()
+        self.written: list[str] = []
         self._warned: set[str] = set()
 
     def warn_once(self, topic: str, message: str) -> None:
@@ -167,8 +170,11 @@ class History:
             warn(f"{self.owner}{message}")
 
     def epochs(self, keys: Iterable[str]) -> int:
-        """How many training epochs are settled."""
-        return next((len(self.means[name]) for name in (*self.given, *keys) if name in self.means), 0)
+        """How many training epochs are settled: as many as the first key of the last one has."""
+        for names in (self.written[:1], keys, self.given):
+            if lengths := [len(self.means[name]) for name in names if name in self.means]:
+                return max(lengths)
+        return 0
 
     def settle(self, ended: Mapping[str, list[Totals]], words: Mapping[str, str], keys: tuple[str, ...]) -> None:
         """Write the means of ended epochs.
@@ -199,19 +205,9 @@ class History:
         missing = epochs - self.epochs(keys)
         if missing > 0:
             self.warn_once("pad", f": the checkpoint holds no loss of the last {missing} of {epochs} epochs: nan")
-            for key in {*keys, *self.given}:
-                self.curve(key, epochs)
-
-    def curve(self, key: str, epochs: int) -> list[float]:
-        """The list of a training key, with NaN for epochs that did not have it."""
-        if key not in self.means:
-            # Training is listed before validation.
-            validation = {name: self.means.pop(name) for name in self.val_epochs if name in self.means}
-            self.means.update({key: [math.nan] * epochs}, **validation)
-        values = self.means[key]
-        if values:  # else a user has cleared it, to start afresh
-            values += [math.nan] * (epochs - len(values))
-        return values
+            self.written = []
+            for key in keys:
+                self._curve(key, epochs)
 
     def records(self, keys: Iterable[str]) -> list[dict[str, float]]:
         """One row a training epoch."""
@@ -238,18 +234,30 @@ class History:
             self.warn_once("val", f": no step of a validation gave a loss: {hint}")
 
     def _settle_training(self, epoch: int, keys: Any, totals: Totals, means: dict[str, float], word: Any) -> None:
-        self.given += [key for key in means if key not in self.given]
-        # Each curve gets a value, so that the index stays the epoch, and a table of them has no holes.
-        for key in dict.fromkeys((*keys, *self.given)):
+        self.given.update(means)
+        written = []
+        for key in dict.fromkeys((*keys, *means)):
             if means and key not in self.given and "val_" + key in self.means:
                 self.means.pop(key, None)
                 continue
-            self.curve(key, epoch).append(means.get(key, math.nan))
-            # A Trainer may pass an epoch by, after some resumes.
-            if key in keys and key not in means and (word or totals):
+            self._curve(key, epoch).append(means.get(key, math.nan))
+            written.append(key)
+            if key not in means and (word or totals):  # a Trainer may pass an epoch by, after some resumes
                 why = f'did the step return it, or self.log("train_{key}", ...) it?'
                 why = "the weights of its steps are all 0" if key in totals else why if totals else f"it {word}; {why}"
                 self.warn_once("nan", f": no step of epoch {epoch} gave a loss for {key!r}, so its mean is nan: {why}")
+        self.written = written
+
+    def _curve(self, name: str, epochs: int) -> list[float]:
+        """The list of a training key, with NaN for epochs that did not have it."""
+        if name not in self.means:
+            # Training is listed before validation.
+            validation = {name: self.means.pop(name) for name in self.val_epochs if name in self.means}
+            self.means.update({name: []}, **validation)
+        values = self.means[name]
+        if name not in self.written:  # else the user has cleared what is missing, to start afresh
+            values += [math.nan] * (epochs - len(values))
+        return values
 
 
 def _by_loader(totals: Totals) -> Totals:

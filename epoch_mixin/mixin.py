@@ -70,8 +70,9 @@ class EpochLossMixin:
         ``epoch_history.clear()`` starts afresh. NaN where no step of an epoch gave a loss. Empty where ``"loss"`` is
         not among ``epoch_loss_keys``.
         """
-        history, keys = self._epoch_recorder.history, self.epoch_loss_keys
-        return history.curve("loss", history.epochs(keys)) if "loss" in keys else history.means.get("loss", [])
+        if "loss" in self.epoch_loss_keys:
+            return self.epoch_history.setdefault("loss", [])
+        return self.epoch_history.get("loss", [])
 
     @epoch_losses.setter
     def epoch_losses(self, _: Any) -> None:
