@@ -81,10 +81,10 @@ def losses_in(
             # Who logs names the curve, who returns names the loss.
             seen = as_loss(_first(logged, aliases[::-1]))
             loss = loss if seen is None else seen
-        if isinstance(loss, str):
-            loss = f"gave {loss} for it, which is no real scalar"
-        elif loss is None and output is not None and returned.keys().isdisjoint(aliases):
-            loss = described(output, logged)
+            if isinstance(loss, str):
+                loss = f"gave {loss} for it, which is no real scalar"
+            elif loss is None and output is not None and returned.keys().isdisjoint(aliases):
+                loss = described(output, logged)
         losses[key] = loss
     return losses
 

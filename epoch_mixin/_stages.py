@@ -150,19 +150,18 @@ def _ask(stage: Stage, module: Module, args: Any, kwargs: Any) -> tuple[Any, ...
         return None
     batch = args[0] if args else kwargs.get(next(iter(inspect.signature(getattr(module, stage.step)).parameters), ""))
     loader = args[2] if len(args) > 2 else kwargs.get("dataloader_idx")
-    # An iterator must be left alone.
-    weight, own = (None, False) if hasattr(batch, "__next__") else _weigh(stage, module, run, batch)
-    return run, batch, loader, weight, own
+    return run, batch, loader, *_weigh(stage, module, run, batch)
 
 
 def _weigh(stage: Stage, module: Module, run: Run, batch: Any) -> tuple[float | Tensor | None, bool]:
     """What a batch counts, if it tells, and whether the user's own ``epoch_loss_weight`` says so."""
     weigh = module.epoch_loss_weight
-    if not hasattr(weigh, "is_default"):
-        return checked_weight(weigh(batch), type(module).__name__), True
-    if stage.name not in run.sizes:  # for a look at the whole batch, once
-        run.sizes[stage.name] = batch_sizes(batch)
-    return batch_size(batch), False
+    if hasattr(weigh, "is_default"):
+        if not run.sizes.get(stage.name):  # for a look at the whole batch, once
+            run.sizes[stage.name] = batch_sizes(batch)
+        return batch_size(batch), False
+    # An iterator must be left alone.
+    return None if hasattr(batch, "__next__") else checked_weight(weigh(batch), type(module).__name__), True
 
 
 def _record(stage: Stage, module: Module, asked: tuple[Any, ...] | None, output: Any, notes: list[Any]) -> None:
@@ -184,10 +183,11 @@ def _record(stage: Stage, module: Module, asked: tuple[Any, ...] | None, output:
     losses = losses_in(None if predictions else output, logged, _names(stage, module.epoch_loss_keys))
     source = f"{LOADER}{loader}" if stage is VAL and isinstance(loader, int) else ""
     # Most batches agree about their size, and most steps say no other.
-    final, found = own or not (notes or weight is None or len(run.sizes.get(stage.name, ())) > 1), False
+    final = own or not (notes or len(run.sizes[stage.name]) > 1)
+    found = False
     for key, loss in losses.items():
         if isinstance(loss, Tensor):
-            if not final:
+            if weight is None or not final:
                 weight, final = _weight(stage, module, run, batch, weight, notes), True
             run.add(stage.name, key + source, loss, weight)
             found = True
@@ -210,7 +210,7 @@ def _weight(stage: Stage, module: Module, run: Run, batch: Any, size: int | None
             f".{stage.step}: the tensors of its batch disagree about the batch size: {', '.join(map(str, sizes[:9]))}."
             " The first counts; say `self.log(..., batch_size=...)` in the step, or override `epoch_loss_weight`",
         )
-    return module.epoch_loss_weight(batch) if size is None else size
+    return checked_weight(module.epoch_loss_weight(batch), type(module).__name__) if size is None else size
 
 
 @lru_cache

@@ -624,6 +624,7 @@ def test_a_static_hook_and_a_class_method_go_on_working():
     assert Model.called == ["class", "static"] * len(model.epoch_losses) != []
 
 
+@pytest.mark.filterwarnings("ignore:Tracked. no step of epoch 0 gave a loss")
 @pytest.mark.parametrize("name", ["training_step", "on_train_epoch_end"])
 def test_a_method_replaced_on_the_instance_is_warned_of(name):
     model = Tracked()
