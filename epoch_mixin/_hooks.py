@@ -87,18 +87,18 @@ class Woven:
             return bind(own, self, type(self)) if bind else own
 
         def woven(self: Any, *args: Any, **kwargs: Any) -> Any:
-            own = own_of(key)
-            method = MethodType(own, self) if type(own) is FunctionType else find(self)  # the first is quicker
             call = (get_ident(), id(self), guard)
             if call in _running:
-                return method(*args, **kwargs)
+                return find(self)(*args, **kwargs)
             watcher = _watch(None)
             notes: list[Any] = []
             try:
                 _running[call] = notes  # within `try`: an interrupt right behind it must not leave it there
                 asked = before and before(self, args, kwargs)
+                own = own_of(key)
                 _watch(watcher)
-                output = method(*args, **kwargs)
+                # The first is quicker.
+                output = own(self, *args, **kwargs) if type(own) is FunctionType else find(self)(*args, **kwargs)
                 _watch(None)
                 if after:
                     after(self, asked, output, notes)

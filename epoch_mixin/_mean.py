@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from contextlib import suppress
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -40,8 +41,10 @@ class ExactMean(MeanMetric):
         vars(self).update(self._defaults, waiting=[])
 
     def update(self, value: Any, weight: Any = 1.0) -> None:
-        """Take a loss, a tensor without dimensions that nobody changes any more, and its weight, such or a number."""
-        self.waiting.append((value, weight))
+        """Take a loss, a float tensor without dimensions, and its weight, a number or such that nobody changes."""
+        # The memory of an output may be written again: by the user, or by a replayed CUDA graph. What is negated is a
+        # copy, and a cheaper one than `clone` makes.
+        self.waiting.append((-value, weight))
         if len(self.waiting) >= _WAITING:
             self.sum_up()
 
@@ -60,17 +63,17 @@ class ExactMean(MeanMetric):
         """sum(weight x loss) and sum(weight) over all losses, float64, without dimensions. Changes nothing."""
         if not self.waiting:
             return self.mean_value, self.weight
-        losses, weights = zip(*self.waiting)
+        negated, weights = zip(*self.waiting)
         # MPS has no float64.
-        device = _ZERO.device if losses[0].device.type == "mps" else losses[0].device
-        if len(losses) == 1 and type(weights[0]) in (int, float) and losses[0].device == device:
+        device = _ZERO.device if negated[0].device.type == "mps" else negated[0].device
+        if len(negated) == 1 and type(weights[0]) in (int, float) and negated[0].device == device:
             with suppress(RuntimeError):  # quicker, for a progress bar that asks after each step; not for every type
-                return torch.add(self.mean_value, losses[0], alpha=weights[0]), self.weight + weights[0]
-        values, factors = _vector(losses, device), _vector(weights, device)
+                return torch.sub(self.mean_value, negated[0], alpha=weights[0]), self.weight + weights[0]
+        values, factors = _vector(negated, device), _vector(weights, device)
         # One weight below zero makes the sum of all weights NaN, so that whoever reads it can tell.
         factors = torch.where(factors < 0, torch.nan, factors)
         # Not in place: a sum that was made in inference mode could not be changed outside of it.
-        return _to(self.mean_value, device) + values.dot(factors), _to(self.weight, device) + factors.sum()
+        return _to(self.mean_value, device) - values.dot(factors), _to(self.weight, device) + factors.sum()
 
 
 def _vector(items: Sequence[Any], device: torch.device) -> Tensor:
@@ -79,7 +82,7 @@ def _vector(items: Sequence[Any], device: torch.device) -> Tensor:
     if kinds <= {int, float}:
         return _to(torch.frombuffer(array("d", items), dtype=torch.float64), device)
     # Of several types, some would be rounded to the type of others.
-    if kinds == {Tensor} and len({item.dtype for item in items}) == 1:
+    if kinds == {Tensor} and len(set(map(attrgetter("dtype"), items))) == 1:
         with suppress(RuntimeError):  # of several devices
             return torch.stack(tuple(items)).to(device).to(torch.float64)
     return torch.stack([torch.as_tensor(item, device=device).to(torch.float64) for item in items])

@@ -36,12 +36,24 @@ class OpenEpoch:
         begins: where its sums begin: what a checkpoint brought, over all ranks.
         means: the sums of its steps on this rank.
         batches: how many the fit had had when it began here.
+        kept: means that earlier epochs of its stage had, for making one takes longer than an epoch's end.
     """
 
     mark: int | None = None
     begins: Totals = field(default_factory=dict)
     means: dict[str, ExactMean] = field(default_factory=dict)
     batches: int | None = None
+    kept: dict[str, ExactMean] = field(default_factory=lambda: defaultdict(ExactMean))
+
+    def add(self, key: str, loss: Tensor, weight: float | Tensor) -> None:
+        """Record a loss, a detached float tensor without dimensions."""
+        mean = self.means.get(key)
+        if mean is None:
+            mean = self.kept[key]
+            mean.reset()
+            self.means[key] = mean
+        # Past the bookkeeping that torchmetrics puts around it, which costs more than all the rest.
+        ExactMean.update(mean, loss, weight)
 
     def mean(self, key: str) -> Tensor:
         """The mean so far on this rank, float64, without dimensions; NaN before the first loss."""
@@ -71,8 +83,7 @@ class Run:
     """
 
     def __init__(self) -> None:
-        # Kept from epoch to epoch, for making one takes longer than an epoch's end.
-        self._means: dict[tuple[str, str], ExactMean] = defaultdict(ExactMean)
+        self._kept = {stage: OpenEpoch().kept for stage in STAGES}
         self.open: dict[str, OpenEpoch] = {}
         self.clear()
 
@@ -85,19 +96,8 @@ class Run:
 
     def begin(self, stage: str, mark: int | None = None) -> OpenEpoch:
         """Open an epoch in place of one that may be open."""
-        self.open[stage] = epoch = OpenEpoch(mark)
+        self.open[stage] = epoch = OpenEpoch(mark, kept=self._kept[stage])
         return epoch
-
-    def add(self, stage: str, key: str, loss: Tensor, weight: float | Tensor) -> None:
-        """Record a loss of the open epoch: detached, without dimensions, never to be changed again."""
-        means = self.open[stage].means
-        mean = means.get(key)
-        if mean is None:
-            mean = self._means[stage, key]
-            mean.reset()
-            means[key] = mean
-        # Past the bookkeeping that torchmetrics puts around it, which costs more than all the rest.
-        ExactMean.update(mean, loss, weight)
 
     def end(self, stage: str, first: bool = True) -> None:
         """End the stage's epoch on this rank. A training epoch ends the validation that nobody ended."""

@@ -150,7 +150,8 @@ def _ask(stage: Stage, module: Module, args: Any, kwargs: Any) -> tuple[Any, ...
         return None
     batch = args[0] if args else kwargs.get(next(iter(inspect.signature(getattr(module, stage.step)).parameters), ""))
     loader = args[2] if len(args) > 2 else kwargs.get("dataloader_idx")
-    return run, batch, loader, *_weigh(stage, module, run, batch)
+    weight, own = _weigh(stage, module, run, batch)
+    return run, batch, loader, weight, own
 
 
 def _weigh(stage: Stage, module: Module, run: Run, batch: Any) -> tuple[float | Tensor | None, bool]:
@@ -183,13 +184,13 @@ def _record(stage: Stage, module: Module, asked: tuple[Any, ...] | None, output:
     losses = losses_in(None if predictions else output, logged, _names(stage, module.epoch_loss_keys))
     source = f"{LOADER}{loader}" if stage is VAL and isinstance(loader, int) else ""
     # Most batches agree about their size, and most steps say no other.
-    final = own or not (notes or len(run.sizes[stage.name]) > 1)
+    final = own or not (notes or len(run.sizes.get(stage.name, ())) > 1)
     found = False
     for key, loss in losses.items():
         if isinstance(loss, Tensor):
             if weight is None or not final:
                 weight, final = _weight(stage, module, run, batch, weight, notes), True
-            run.add(stage.name, key + source, loss, weight)
+            epoch.add(key + source, loss, weight)
             found = True
         elif loss and stage is TRAIN:  # what validation returns need not be a loss
             message = f"no {key!r} is recorded: {key!r} is in epoch_loss_keys, but {stage.step} {loss}"

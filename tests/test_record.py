@@ -41,7 +41,7 @@ def used():
             "open": {"train": {"mark": 3, "totals": {"loss": [5.0, 2.0]}}},
         }
     )
-    run.add("train", "loss", torch.tensor(3.0), 4)
+    run.open["train"].add("loss", torch.tensor(3.0), 4)
     return history, run, saved(history, run.state())
 
 
@@ -140,7 +140,7 @@ def test_a_record_replaces_all_that_was_there():
 
 def test_a_record_goes_through_json_and_goes_on_where_it_stood():
     history, run = restored(json.loads(json.dumps(GOOD)))
-    run.add("train", "loss", torch.tensor(2.5), 1)
+    run.open["train"].add("loss", torch.tensor(2.5), 1)
     run.end("train")
     history.settle(run.ended, {}, ("loss", "kl"))
     assert history.means == {"loss": [0.5, math.inf, 1.0], "kl": [1.0, 2.0, 2.0], "val_loss": [0.75, 2.0]}
@@ -220,12 +220,12 @@ def test_a_name_that_is_no_string_is_left_out_of_a_save_too(recwarn):
 def test_a_wrong_weight_does_not_make_a_record_unreadable(weight, recwarn):
     run, history = Run(), History("Model")
     run.begin("train", 0)
-    run.add("train", "loss", torch.tensor(1.0), torch.tensor(weight))
+    run.open["train"].add("loss", torch.tensor(1.0), torch.tensor(weight))
     record = json.loads(json.dumps(saved(history, run.state())))
     history, run = restored(record)
     (message,) = messages(recwarn, "Model")
     assert message.startswith("Model.epoch_loss_weight had returned a negative number, NaN or infinity when")
-    run.add("train", "loss", torch.tensor(1.0), 1)
+    run.open["train"].add("loss", torch.tensor(1.0), 1)
     run.end("train")
     history.settle(run.ended, {}, ("loss",))
     assert history.means == {"loss": [pytest.approx(math.nan, nan_ok=True)]}

@@ -14,7 +14,7 @@ def add(run, stage, *pairs, key="loss"):
     if stage not in run.open:
         run.begin(stage)
     for loss, weight in pairs:
-        run.add(stage, key, torch.tensor(loss), weight)
+        run.open[stage].add(key, torch.tensor(loss), weight)
 
 
 def ended(*epochs, stage="train"):
@@ -35,7 +35,7 @@ def test_running_mean_is_exact_however_many_losses_wait():
     assert epoch.mean("loss").isnan()
     for count in range(1, 300):
         loss, weight = torch.rand(()), count % 7 + 1
-        run.add("train", "loss", loss, weight)
+        run.open["train"].add("loss", loss, weight)
         pairs.append((loss.item(), weight))
         assert epoch.mean("loss").item() == close(mean(pairs), rel=1e-14)
 
