@@ -52,7 +52,7 @@ class Woven:
         before: called as ``before(self, args, kwargs)`` ahead of the method.
         after: called as ``after(self, what before gave, output, notes)`` behind it. Not called when it raised.
         guard: methods with the same guard count as one call where one calls another.
-        heard: whether the method is only heard within a call that has this guard, as ``before(self, notes, args,
+        heard: whether the method is only heard within a call that has this guard, by ``after(self, notes, args,
             kwargs)``.
     """
 
@@ -108,12 +108,13 @@ class Woven:
             return output
 
         def listening(self: Any, *args: Any, **kwargs: Any) -> Any:
+            output = find(self)(*args, **kwargs)
             notes = _running.get((get_ident(), id(self), guard))
             if notes is not None:
                 watcher = _watch(None)
-                before(self, notes, args, kwargs)
+                after(self, notes, args, kwargs)  # behind what a parent's method has heard, for the last note counts
                 _watch(watcher)
-            return find(self)(*args, **kwargs)
+            return output
 
         # What is public wraps the function, which costs each step a tenth more, and from torch 2.8 on loses `self`.
         from torch._dynamo.decorators import skip  # Lightning has loaded it; before that, it would take seconds

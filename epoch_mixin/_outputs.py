@@ -111,8 +111,10 @@ def as_loss(value: Any) -> Tensor | str | None:
             if _in_transform(value):
                 return f"a {type(value).__name__} within a transform of torch.func"
             if value.numel() == 1 and not value.is_complex() and not value.is_meta:
-                scalar: Tensor = value.detach().reshape(())
-                return scalar if scalar.dtype in _FLOATS else scalar.to(torch.float64)
+                scalar: Tensor = value.detach().reshape(()) if value.ndim else value.detach()
+                # MPS has no float64.
+                wide = torch.float32 if scalar.device.type == "mps" else torch.float64
+                return scalar if scalar.dtype in _FLOATS else scalar.to(wide)
             return f"a {type(value).__name__} of shape {tuple(value.shape)}{' without values' * value.is_meta}"
         if isinstance(value, Real) or getattr(value, "ndim", None) == 0:
             return torch.tensor(float(value), dtype=torch.float64)
@@ -144,7 +146,7 @@ def checked_weight(weight: Any, owner: str) -> float | Tensor:
     if isinstance(weight, Tensor):
         read = as_loss(weight)
         if isinstance(read, Tensor):
-            return read.clone()
+            return read.clone() if read.dtype == weight.dtype else read
         raise TypeError(f"{owner}.epoch_loss_weight must return one number, not {read}")
     if not isinstance(weight, Real):
         raise TypeError(f"{owner}.epoch_loss_weight must return a number, not {weight!r}")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from epoch_mixin._hooks import is_woven, weave
 from epoch_mixin._outputs import batch_size, batch_sizes, checked_weight, described, losses_in
@@ -81,8 +82,8 @@ def weave_into(cls: type, again: bool = False) -> list[str]:
     parts: dict[str, dict[str, Any]] = {
         "test_step": {"guard": "step"},
         "predict_step": {"guard": "step"},
-        "log": {"before": _listen, "guard": "step", "heard": True},
-        "log_dict": {"before": _listen, "guard": "step", "heard": True},
+        "log": {"after": _listen, "guard": "step", "heard": True},
+        "log_dict": {"after": _listen, "guard": "step", "heard": True},
         "setup": {"before": _set_up},
         # A fit that goes on in an epoch's middle has no other start.
         "on_train_start": {"before": partial(_begin, TRAIN, "on_train_start")},
@@ -96,7 +97,9 @@ def weave_into(cls: type, again: bool = False) -> list[str]:
         parts[stage.step] = {"before": partial(_ask, stage), "after": partial(_record, stage), "guard": "step"}
         for name, part in ((f"{stage.hooks}_epoch_start", _begin), (f"{stage.hooks}_epoch_end", _end)):
             parts[name] = {"before": partial(part, stage, name)}
-    return [name for name, part in parts.items() if not (again and name in vars(cls)) and weave(cls, name, **part)]
+    if again:
+        parts = {name: part for name, part in parts.items() if name not in vars(cls) and "heard" not in part}
+    return [name for name, part in parts.items() if weave(cls, name, **part)]
 
 
 def check_keys(keys: Any, owner: str) -> None:
@@ -189,7 +192,7 @@ def _record(stage: Stage, module: Module, asked: tuple[Any, ...] | None, output:
     for key, loss in losses.items():
         if isinstance(loss, Tensor):
             if weight is None or not final:
-                weight, final = _weight(stage, module, run, batch, weight, notes), True
+                weight, final = _weight(stage, module, run, batch, weight, [] if own else notes), True
             epoch.add(key + source, loss, weight)
             found = True
         elif loss and stage is TRAIN:  # what validation returns need not be a loss
@@ -225,13 +228,14 @@ def _listen(module: Module, notes: list[Any], args: Any, kwargs: Any) -> None:
     # A step that optimizes by hand calls hooks, and those of callbacks.
     if module._current_fx_name not in (None, "training_step", "validation_step"):
         return
-    name = args[0] if args else kwargs.get("name", kwargs.get("dictionary"))
-    if isinstance(name, str):
-        value = args[1] if len(args) > 1 else kwargs.get("value")
+    given = args[0] if args else kwargs.get("name", kwargs.get("dictionary"))
+    pairs: Any = given.items() if isinstance(given, Mapping) else ()
+    if isinstance(given, str):
+        pairs = ((given, args[1] if len(args) > 1 else kwargs.get("value")),)
+    for name, value in pairs:
         # Of a metric Lightning logs the value of its latest call; none if it was only updated.
-        notes.append((name, getattr(value, "_forward_cache", value), kwargs.get("batch_size")))
-    elif isinstance(name, Mapping):  # with Fabric; else, and of a MetricCollection, `log_dict` gives each to `log`
-        notes += [(name, value, kwargs.get("batch_size")) for name, value in name.items()]
+        value = value._forward_cache if type(value) is not Tensor and isinstance(value, Metric) else value
+        notes.append((name, value, kwargs.get("batch_size")))
 
 
 def _open(stage: Stage, module: Module, run: Run) -> OpenEpoch:

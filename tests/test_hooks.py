@@ -474,7 +474,7 @@ class Speaker(Parent):
 
     def __init_subclass__(cls):
         weave(cls, "step", before=lambda *_: None, after=lambda self, asked, output, notes: self.noted.append(notes))
-        weave(cls, "say", before=lambda self, notes, args, kwargs: notes.append(args), guard="step", heard=True)
+        weave(cls, "say", after=lambda self, notes, args, kwargs: notes.append(args), guard="step", heard=True)
 
     def __init__(self):
         self.noted = []
@@ -509,7 +509,7 @@ def test_what_a_class_says_in_its_own_way_is_noted_too():
     model.step(0)
     model.step(1)
     assert model.said == [0, 10, 0]
-    assert [notes[-1] for notes in model.noted] == [(0,), (0,)]
+    assert [notes[-1] for notes in model.noted] == [(0,), (0,)]  # the outermost is the last
 
 
 def test_what_another_thread_says_is_not_noted():

@@ -838,3 +838,29 @@ def counted(cls, logs, samples=201):
 def test_listening_costs_no_operator():
     recording = counted(Tracked, 0) - counted(Net, 0)
     assert counted(Tracked, 3) - counted(Net, 3) == recording
+
+
+class LogsInAnotherUnit(LoggingInTraining):
+    def log(self, name, value, *args, **kwargs):
+        super().log(name, 100 * value, *args, **kwargs)
+
+
+def test_a_loss_counts_as_the_step_logged_it_whatever_the_class_makes_of_it():
+    model = LogsInAnotherUnit()
+    fit(model, loader())
+    assert model.epoch_losses == close(epoch_means(model.steps))
+
+
+def test_an_own_weight_wins_over_a_logged_batch_size_for_any_iterator():
+    class Own(EpochLossMixin, pl.LightningModule):
+        def epoch_loss_weight(self, batch):
+            return 5.0
+
+        def training_step(self, batches, batch_idx):
+            self.log("train_loss", float(batch_idx), batch_size=1 + batch_idx)
+
+    model = Own()
+    for batch_idx in range(2):
+        model.training_step(iter([1]), batch_idx)
+    model.on_train_epoch_end()
+    assert model.epoch_losses == [0.5]
