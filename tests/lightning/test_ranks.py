@@ -32,7 +32,8 @@ def fit_on_rank(rank, model, samples=(21, 21), val_samples=(7, 7), ckpt_path=Non
 def assert_all_have_the_history(ranks):
     for _, history in ranks:
         assert str(history) == str(ranks[0][1])
-        assert_exact(history, list(chain(*(notes for notes, _ in ranks))))
+        # The runs of an epoch in their order, whichever rank had more of them.
+        assert_exact(history, sorted(chain(*(notes for notes, _ in ranks)), key=lambda note: note[1:4]))
     return ranks[0][1]
 
 
@@ -48,12 +49,17 @@ class Local(Tracked):
         time.sleep(self.pause[self.trainer.global_rank])
         return super().training_step(batch, batch_idx)
 
-    # `Reference` tells validations apart by the step, which is not the same on all ranks: here by their number.
+    def on_train_epoch_start(self):
+        self.runs_before = self.runs
+        super().on_train_epoch_start()
+
+    # `Reference` tells validations apart by the step, which is not the same on all ranks: here by their number in the
+    # epoch.
     def note(self, what, *loss_and_weight):
         super().note(what, *loss_and_weight)
         if self.notes and self.notes[-1][0].startswith("val"):
             what, epoch, _, runs, *rest = self.notes.pop()
-            self.notes.append((what, epoch, 0, runs, *rest))
+            self.notes.append((what, epoch, 0, runs - self.runs_before, *rest))
 
 
 def validate_by_the_clock(rank, pause, seconds, sanity):
@@ -72,7 +78,7 @@ def test_validation_by_the_clock(pause, seconds, sanity):
     ranks = run_ranks(validate_by_the_clock, 2, pause, seconds, sanity, seconds=30)
     history = assert_all_have_the_history(ranks)
     assert len(history["loss"]) == 2
-    assert len(history["val_loss"]) == max(notes[-1][3] for notes, _ in ranks)
+    assert len(history["val_loss"]) >= max(notes[-1][3] for notes, _ in ranks) > 0
 
 
 def fit_keys_on_rank(rank, keys, weights):
