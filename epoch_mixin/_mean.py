@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from contextlib import suppress
-from operator import attrgetter
+from copy import copy
+from functools import cache
 from typing import Any
 
 import torch
@@ -41,10 +41,8 @@ class ExactMean(MeanMetric):
         vars(self).update(self._defaults, waiting=[])
 
     def update(self, value: Any, weight: Any = 1.0) -> None:
-        """Take a loss, a float tensor without dimensions, and its weight, a number or such that nobody changes."""
-        # The memory of an output may be written again: by the user, or by a replayed CUDA graph. What is negated is a
-        # copy, and a cheaper one than `clone` makes.
-        self.waiting.append((-value, weight))
+        """Take a loss, a tensor without dimensions that nobody changes any more, and its weight, such or a number."""
+        self.waiting.append((value, weight))
         if len(self.waiting) >= _WAITING:
             self.sum_up()
 
@@ -63,26 +61,37 @@ class ExactMean(MeanMetric):
         """sum(weight x loss) and sum(weight) over all losses, float64, without dimensions. Changes nothing."""
         if not self.waiting:
             return self.mean_value, self.weight
-        negated, weights = zip(*self.waiting)
+        losses, weights = zip(*self.waiting)
         # MPS has no float64.
-        device = _ZERO.device if negated[0].device.type == "mps" else negated[0].device
-        if len(negated) == 1 and type(weights[0]) in (int, float) and negated[0].device == device:
+        device = _ZERO.device if losses[0].device.type == "mps" else losses[0].device
+        if len(losses) == 1 and type(weights[0]) in (int, float) and losses[0].device == device:
             with suppress(RuntimeError):  # quicker, for a progress bar that asks after each step; not for every type
-                return torch.sub(self.mean_value, negated[0], alpha=weights[0]), self.weight + weights[0]
-        values, factors = _vector(negated, device), _vector(weights, device)
+                return torch.add(self.mean_value, losses[0], alpha=weights[0]), self.weight + weights[0]
+        values, factors = _vector(losses, device), _vector(weights, device)
         # One weight below zero makes the sum of all weights NaN, so that whoever reads it can tell.
         factors = torch.where(factors < 0, torch.nan, factors)
         # Not in place: a sum that was made in inference mode could not be changed outside of it.
-        return _to(self.mean_value, device) - values.dot(factors), _to(self.weight, device) + factors.sum()
+        return _to(self.mean_value, device) + values.dot(factors), _to(self.weight, device) + factors.sum()
+
+
+# One to copy: making one takes torchmetrics longer than an epoch's end may.
+_blank = cache(ExactMean)
+
+
+def new_mean() -> ExactMean:
+    """A mean of nothing yet."""
+    mean = copy(_blank())
+    mean.waiting = []
+    return mean
 
 
 def _vector(items: Sequence[Any], device: torch.device) -> Tensor:
     """Numbers and tensors without dimensions as one float64 tensor."""
     kinds = set(map(type, items))
     if kinds <= {int, float}:
-        return _to(torch.frombuffer(array("d", items), dtype=torch.float64), device)
+        return _to(torch.tensor(items, dtype=torch.float64), device)
     # Of several types, some would be rounded to the type of others.
-    if kinds == {Tensor} and len(set(map(attrgetter("dtype"), items))) == 1:
+    if kinds == {Tensor} and len({item.dtype for item in items}) == 1:
         with suppress(RuntimeError):  # of several devices
             return torch.stack(tuple(items)).to(device).to(torch.float64)
     return torch.stack([torch.as_tensor(item, device=device).to(torch.float64) for item in items])

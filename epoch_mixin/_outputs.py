@@ -8,13 +8,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 _in_transform = torch._C._functorch.is_functorch_wrapped_tensor
-_FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 # What else a batch may be made of. Other things that can be iterated over (arrays, datasets, iterators) would have to
 # be read, at a price, to find a tensor in them.
 _COLLECTIONS = (tuple, list, set, frozenset, deque)
@@ -95,14 +94,16 @@ def _first(values: Mapping[str, Any], names: tuple[str, ...]) -> Any:
 
 
 def as_loss(value: Any) -> Tensor | str | None:
-    """The value as a detached float without dimensions; what it is, if it is no loss; ``None`` for ``None``."""
+    """The value as a detached copy without dimensions; what it is, if it is no loss; ``None`` for ``None``."""
     if value is None:
         return None
     try:
-        # By far the commonest: what has an address is dense, has a value, and is within no transform of torch.func.
-        if type(value) is Tensor and not value.ndim and value.dtype in _FLOATS and value.data_ptr():
-            return value.data  # quicker than `detach()`
-    except RuntimeError:
+        # By far the commonest. What has an address is dense, has a value, and is within no transform of torch.func.
+        if type(value) is Tensor and not value.ndim and not value.is_complex() and value.data_ptr():
+            # A copy, for the memory of an output may be written again: by the user, or by a replayed CUDA graph.
+            # Through `data`, which is quicker than `detach()`.
+            return value.data.clone()
+    except Exception:  # it is looked at more closely below
         pass
     try:
         if isinstance(value, Tensor):
@@ -111,10 +112,7 @@ def as_loss(value: Any) -> Tensor | str | None:
             if _in_transform(value):
                 return f"a {type(value).__name__} within a transform of torch.func"
             if value.numel() == 1 and not value.is_complex() and not value.is_meta:
-                scalar: Tensor = value.detach().reshape(()) if value.ndim else value.detach()
-                # MPS has no float64.
-                wide = torch.float32 if scalar.device.type == "mps" else torch.float64
-                return scalar if scalar.dtype in _FLOATS else scalar.to(wide)
+                return cast(Tensor, value.data.reshape(()).clone())
             return f"a {type(value).__name__} of shape {tuple(value.shape)}{' without values' * value.is_meta}"
         if isinstance(value, Real) or getattr(value, "ndim", None) == 0:
             return torch.tensor(float(value), dtype=torch.float64)
@@ -144,10 +142,10 @@ def checked_weight(weight: Any, owner: str) -> float | Tensor:
     Whether a tensor is negative or not finite shows when its epoch ends: to look now would wait for the device.
     """
     if isinstance(weight, Tensor):
-        read = as_loss(weight)
-        if isinstance(read, Tensor):
-            return read.clone() if read.dtype == weight.dtype else read
-        raise TypeError(f"{owner}.epoch_loss_weight must return one number, not {read}")
+        copy = as_loss(weight)
+        if isinstance(copy, Tensor):
+            return copy
+        raise TypeError(f"{owner}.epoch_loss_weight must return one number, not {copy}")
     if not isinstance(weight, Real):
         raise TypeError(f"{owner}.epoch_loss_weight must return a number, not {weight!r}")
     if not 0 <= float(weight) < math.inf:

@@ -7,7 +7,6 @@ ranks meet, what each of them ended is put `together` and *settled*: written int
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from epoch_mixin._mean import ExactMean
+from epoch_mixin._mean import ExactMean, new_mean
 from epoch_mixin._warn import warn
 
 # sum(weight x loss) and sum(weight) of each key that had a loss.
@@ -36,22 +35,18 @@ class OpenEpoch:
         begins: where its sums begin: what a checkpoint brought, over all ranks.
         means: the sums of its steps on this rank.
         batches: how many the fit had had when it began here.
-        kept: means that earlier epochs of its stage had, for making one takes longer than an epoch's end.
     """
 
     mark: int | None = None
     begins: Totals = field(default_factory=dict)
     means: dict[str, ExactMean] = field(default_factory=dict)
     batches: int | None = None
-    kept: dict[str, ExactMean] = field(default_factory=lambda: defaultdict(ExactMean))
 
     def add(self, key: str, loss: Tensor, weight: float | Tensor) -> None:
-        """Record a loss, a detached float tensor without dimensions."""
+        """Record a loss: detached, without dimensions, never to be changed again."""
         mean = self.means.get(key)
         if mean is None:
-            mean = self.kept[key]
-            mean.reset()
-            self.means[key] = mean
+            mean = self.means[key] = new_mean()
         # Past the bookkeeping that torchmetrics puts around it, which costs more than all the rest.
         ExactMean.update(mean, loss, weight)
 
@@ -83,7 +78,6 @@ class Run:
     """
 
     def __init__(self) -> None:
-        self._kept = {stage: OpenEpoch().kept for stage in STAGES}
         self.open: dict[str, OpenEpoch] = {}
         self.clear()
 
@@ -96,19 +90,17 @@ class Run:
 
     def begin(self, stage: str, mark: int | None = None) -> OpenEpoch:
         """Open an epoch in place of one that may be open."""
-        self.open[stage] = epoch = OpenEpoch(mark, kept=self._kept[stage])
+        epoch = self.open[stage] = OpenEpoch(mark)
         return epoch
 
     def end(self, stage: str, first: bool = True) -> None:
         """End the stage's epoch on this rank. A training epoch ends the validation that nobody ended."""
         if stage == "train" and "val" in self.open:
             self.end("val", first)
-        epoch = self.open.get(stage, OpenEpoch())
-        ended = {**self.ended, stage: [*self.ended[stage], epoch.totals(first)]}
+        totals = self.open.get(stage, OpenEpoch()).totals(first)
+        ended = {**self.ended, stage: [*self.ended[stage], totals]}
         # Both at once: a signal handler that saves a checkpoint may run between any two lines.
         vars(self).update(ended=ended, open={name: self.open[name] for name in self.open if name != stage})
-        for mean in epoch.means.values():
-            mean.reset()
 
     def state(self, first: bool = True, with_open: bool = True) -> dict[str, Any]:
         """What is not settled, in plain types."""

@@ -6,8 +6,6 @@ import torch
 from epoch_mixin._mean import ExactMean
 from tests.helpers import close, mean
 
-FLOATS = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
-
 
 def exact_mean(losses, weights):
     metric = ExactMean()
@@ -29,15 +27,6 @@ def test_many_hard_values_are_averaged_exactly(dtype):
     assert value.item() == close(mean(zip(losses.double().tolist(), weights)), rel=1e-12)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_a_loss_that_changes_afterwards_counts_as_it_was(dtype):
-    loss, metric = torch.tensor(2.0, dtype=dtype), ExactMean()
-    for _ in range(3):
-        metric.update(loss, 1)
-        loss += 1
-    assert metric.compute() == 3.0
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_default_dtype_does_not_matter(dtype, default_dtype):
     default_dtype(dtype)
@@ -47,7 +36,7 @@ def test_default_dtype_does_not_matter(dtype, default_dtype):
 
 
 def test_numbers_and_tensors_of_any_type_can_be_mixed():
-    losses = [torch.tensor(number, dtype=dtype) for number, dtype in zip((16.5, 0.5, 0.1, 1.0), FLOATS)]
+    losses = [torch.tensor(16_777_217), torch.tensor(0.5), torch.tensor(0.1, dtype=torch.float64), torch.tensor(True)]
     weights = [torch.tensor(1001), 2, torch.tensor(0.5, dtype=torch.bfloat16), torch.tensor(True)]
     expected = mean((loss.item(), float(weight)) for loss, weight in zip(losses, weights))
     assert exact_mean(losses, weights).compute().item() == close(expected, rel=1e-14)

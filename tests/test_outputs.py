@@ -249,6 +249,14 @@ def test_what_is_returned_comes_before_what_is_logged():
     assert read({"loss": "low"}, {"loss": 5.0})[0] == {"loss": 5.0}
 
 
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_loss_is_a_copy_of_its_own(shape):
+    loss = torch.full(shape, 2.0)
+    copy = as_loss(loss)
+    loss.zero_()
+    assert copy == 2.0
+
+
 class Unreadable:
     ndim = 0
 
