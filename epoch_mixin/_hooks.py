@@ -134,8 +134,6 @@ def weave(cls: type, name: str, before: Any = None, after: Any = None, guard: st
     if getattr(cls, name, None) is None:
         return False
     own = vars(cls).get(name)
-    if heard and own is None and isinstance(inspect.getattr_static(cls, name), Woven):
-        return False  # a class above hears it
     if own is None and _OWN + name in vars(cls):  # it has gone since the class was woven
         delattr(cls, _OWN + name)
     elif own is not None and not isinstance(own, Woven):

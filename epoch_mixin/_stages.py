@@ -97,9 +97,7 @@ def weave_into(cls: type, again: bool = False) -> list[str]:
         parts[stage.step] = {"before": partial(_ask, stage), "after": partial(_record, stage), "guard": "step"}
         for name, part in ((f"{stage.hooks}_epoch_start", _begin), (f"{stage.hooks}_epoch_end", _end)):
             parts[name] = {"before": partial(part, stage, name)}
-    if again:
-        parts = {name: part for name, part in parts.items() if name not in vars(cls) and "heard" not in part}
-    return [name for name, part in parts.items() if weave(cls, name, **part)]
+    return [name for name, part in parts.items() if not (again and name in vars(cls)) and weave(cls, name, **part)]
 
 
 def check_keys(keys: Any, owner: str) -> None:
@@ -153,19 +151,19 @@ def _ask(stage: Stage, module: Module, args: Any, kwargs: Any) -> tuple[Any, ...
         return None
     batch = args[0] if args else kwargs.get(next(iter(inspect.signature(getattr(module, stage.step)).parameters), ""))
     loader = args[2] if len(args) > 2 else kwargs.get("dataloader_idx")
-    weight, own = _weigh(stage, module, run, batch)
+    # An iterator must be left alone.
+    weight, own = (None, False) if hasattr(batch, "__next__") else _weigh(stage, module, run, batch)
     return run, batch, loader, weight, own
 
 
 def _weigh(stage: Stage, module: Module, run: Run, batch: Any) -> tuple[float | Tensor | None, bool]:
     """What a batch counts, if it tells, and whether the user's own ``epoch_loss_weight`` says so."""
     weigh = module.epoch_loss_weight
-    if hasattr(weigh, "is_default"):
-        if not run.sizes.get(stage.name):  # for a look at the whole batch, once
-            run.sizes[stage.name] = batch_sizes(batch)
-        return batch_size(batch), False
-    # An iterator must be left alone.
-    return None if hasattr(batch, "__next__") else checked_weight(weigh(batch), type(module).__name__), True
+    if not hasattr(weigh, "is_default"):
+        return checked_weight(weigh(batch), type(module).__name__), True
+    if stage.name not in run.sizes:
+        run.sizes[stage.name] = batch_sizes(batch)
+    return batch_size(batch), False
 
 
 def _record(stage: Stage, module: Module, asked: tuple[Any, ...] | None, output: Any, notes: list[Any]) -> None:
@@ -187,12 +185,12 @@ def _record(stage: Stage, module: Module, asked: tuple[Any, ...] | None, output:
     losses = losses_in(None if predictions else output, logged, _names(stage, module.epoch_loss_keys))
     source = f"{LOADER}{loader}" if stage is VAL and isinstance(loader, int) else ""
     # Most batches agree about their size, and most steps say no other.
-    final = own or not (notes or len(run.sizes.get(stage.name, ())) > 1)
+    final = own or not (notes or weight is None or len(run.sizes.get(stage.name, ())) > 1)
     found = False
     for key, loss in losses.items():
         if isinstance(loss, Tensor):
-            if weight is None or not final:
-                weight, final = _weight(stage, module, run, batch, weight, [] if own else notes), True
+            if not final:
+                weight, final = _weight(stage, module, run, batch, weight, notes), True
             epoch.add(key + source, loss, weight)
             found = True
         elif loss and stage is TRAIN:  # what validation returns need not be a loss
@@ -204,17 +202,17 @@ def _record(stage: Stage, module: Module, asked: tuple[Any, ...] | None, output:
 
 def _weight(stage: Stage, module: Module, run: Run, batch: Any, size: int | None, notes: list[Any]) -> Any:
     """The ``batch_size`` given with a recorded loss, or with anything that a step logged; else the batch's own."""
-    said = {name: said for name, _, said in reversed(notes) if said is not None}
+    said = {name: size for name, _, size in notes if size is not None}
     aliases = [name for names in _names(stage, module.epoch_loss_keys).values() for name in names[::-1]]
     with suppress(TypeError, ValueError, StopIteration):  # Lightning takes it as it is
-        return checked_weight(next(said[name] for name in (*aliases, *said) if name in said), "")
+        return checked_weight(next(said[name] for name in (*aliases, *reversed(said)) if name in said), "")
     if len(sizes := run.sizes.get(stage.name, ())) > 1:
         module._epoch_recorder.history.warn_once(
             f"{stage.step} sizes",
             f".{stage.step}: the tensors of its batch disagree about the batch size: {', '.join(map(str, sizes[:9]))}."
             " The first counts; say `self.log(..., batch_size=...)` in the step, or override `epoch_loss_weight`",
         )
-    return checked_weight(module.epoch_loss_weight(batch), type(module).__name__) if size is None else size
+    return module.epoch_loss_weight(batch) if size is None else size
 
 
 @lru_cache
@@ -226,12 +224,14 @@ def _names(stage: Stage, keys: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
 def _listen(module: Module, notes: list[Any], args: Any, kwargs: Any) -> None:
     """Note what a step gives to ``self.log`` and ``self.log_dict``: name, value, batch size."""
     # A step that optimizes by hand calls hooks, and those of callbacks.
-    if module._current_fx_name not in (None, "training_step", "validation_step"):
+    if module._current_fx_name not in (None, TRAIN.step, VAL.step):
         return
     given = args[0] if args else kwargs.get("name", kwargs.get("dictionary"))
-    pairs: Any = given.items() if isinstance(given, Mapping) else ()
+    pairs: Any = ()
     if isinstance(given, str):
         pairs = ((given, args[1] if len(args) > 1 else kwargs.get("value")),)
+    elif isinstance(given, Mapping):
+        pairs = given.items()
     for name, value in pairs:
         # Of a metric Lightning logs the value of its latest call; none if it was only updated.
         value = value._forward_cache if type(value) is not Tensor and isinstance(value, Metric) else value

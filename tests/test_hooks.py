@@ -491,8 +491,8 @@ class Speaking(Speaker):
             self.step(x - 1)
 
 
-def test_what_is_said_within_a_call_is_noted_once_for_the_outermost():
-    model = type("Deeper", (Speaking,), {})()
+def test_what_is_said_within_a_call_is_noted_for_the_outermost():
+    model = Speaking()
     model.say("before")
     model.step(2)
     model.say("after")
@@ -500,16 +500,24 @@ def test_what_is_said_within_a_call_is_noted_once_for_the_outermost():
     assert model.said == ["before", 2, 1, 0, "after"]
 
 
-def test_what_a_class_says_in_its_own_way_is_noted_too():
+def test_the_last_note_is_what_was_said_whatever_classes_make_of_it():
     class Louder(Speaking):
         def say(self, x):
             super().say(10 * x)
 
-    model = Louder()
-    model.step(0)
-    model.step(1)
-    assert model.said == [0, 10, 0]
-    assert [notes[-1] for notes in model.noted] == [(0,), (0,)]  # the outermost is the last
+    class Loudest(Louder):
+        def say(self, x):
+            super().say(10 * x)
+
+    class Inherits(Loudest):
+        pass
+
+    for cls, said in ((Louder, 10), (Loudest, 100), (Inherits, 100)):
+        model = cls()
+        with mock.patch.object(Speaking, "step", lambda self, x: self.say(x)):
+            model.step(1)
+        assert model.said == [said]
+        assert model.noted[0][-1] == (1,)
 
 
 def test_what_another_thread_says_is_not_noted():
