@@ -56,8 +56,10 @@ class OpenEpoch:
         if key not in self.means:
             return torch.tensor(total / weight if weight else math.nan, dtype=torch.float64)
         mean = self.means[key]
-        here = ExactMean.compute(mean)
-        return (mean.mean_value + total) / (mean.weight + weight) if weight else here
+        if not weight:
+            return ExactMean.compute(mean)
+        mean.sum_up()
+        return (mean.mean_value + total) / (mean.weight + weight)
 
     def totals(self, first: bool) -> Totals:
         """The sums so far, with one look at the device; on the ``first`` rank with what a checkpoint brought."""

@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -77,8 +77,9 @@ VAL = Stage(
 )
 
 
-def weave_into(cls: type, again: bool = False) -> list[str]:
-    """Weave recording into a class, or what has gone since into one that was woven; return the methods' names."""
+@cache
+def _parts() -> dict[str, dict[str, Any]]:
+    """What is woven into which method, as `weave` takes it."""
     parts: dict[str, dict[str, Any]] = {
         "test_step": {"guard": "step"},
         "predict_step": {"guard": "step"},
@@ -97,7 +98,12 @@ def weave_into(cls: type, again: bool = False) -> list[str]:
         parts[stage.step] = {"before": partial(_ask, stage), "after": partial(_record, stage), "guard": "step"}
         for name, part in ((f"{stage.hooks}_epoch_start", _begin), (f"{stage.hooks}_epoch_end", _end)):
             parts[name] = {"before": partial(part, stage, name)}
-    return [name for name, part in parts.items() if not (again and name in vars(cls)) and weave(cls, name, **part)]
+    return parts
+
+
+def weave_into(cls: type, again: bool = False) -> list[str]:
+    """Weave recording into a class, or what has gone since into one that was woven; return the methods' names."""
+    return [name for name, part in _parts().items() if not (again and name in vars(cls)) and weave(cls, name, **part)]
 
 
 def check_keys(keys: Any, owner: str) -> None:
@@ -215,7 +221,7 @@ def _weight(stage: Stage, module: Module, run: Run, batch: Any, size: int | None
     return module.epoch_loss_weight(batch) if size is None else size
 
 
-@lru_cache
+@cache
 def _names(stage: Stage, keys: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     """For each key under which names people return and log its loss."""
     return {key: (key, *(title + mark + key for title in stage.titles for mark in "_/")) for key in keys}
