@@ -211,7 +211,7 @@ def _weight(stage: Stage, module: Module, run: Run, batch: Any, size: int | None
     said = {name: size for name, _, size in notes if size is not None}
     aliases = [name for names in _names(stage, module.epoch_loss_keys).values() for name in names[::-1]]
     with suppress(TypeError, ValueError, StopIteration):  # Lightning takes it as it is
-        return checked_weight(next(said[name] for name in (*aliases, *reversed(said)) if name in said), "")
+        return checked_weight(next(said[name] for name in (*aliases, *said) if name in said), "")
     if len(sizes := run.sizes.get(stage.name, ())) > 1:
         module._epoch_recorder.history.warn_once(
             f"{stage.step} sizes",

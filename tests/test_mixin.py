@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import re
+from collections import deque
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -464,6 +465,27 @@ def test_a_batch_size_that_no_weight_can_be_is_not_taken():
     model = Model()
     run(model, torch.ones(1), torch.ones(3))
     assert model.epoch_losses == [3.0]
+
+
+def test_a_batch_is_looked_through_whole_once():
+    class Batch(deque):
+        """Notes when it is asked for more than its first item."""
+
+        looks = 0
+
+        def __iter__(self):
+            yield self[0]
+            Batch.looks += 1
+            yield self[1]
+
+    class Model(EpochLossMixin, pl.LightningModule):
+        def training_step(self, batch, batch_idx):
+            return batch[0].sum()
+
+    model = Model()
+    for batch_idx in range(5):
+        model.training_step(Batch([torch.ones(2), torch.ones(2)]), batch_idx)
+    assert Batch.looks == 1
 
 
 def test_tensors_that_disagree_about_the_batch_size_are_warned_of_once(recwarn):

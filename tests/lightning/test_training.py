@@ -227,6 +227,21 @@ def test_dataloader_iter_steps_count_by_the_batch_they_fetched():
     assert model.epoch_losses == close(epoch_means(model.steps))
 
 
+def test_an_own_weight_is_given_the_batch_that_a_dataloader_iter_step_fetched():
+    class Model(EpochLossMixin, Net):
+        def epoch_loss_weight(self, batch):
+            return len(batch[0]) ** 2
+
+        def training_step(self, dataloader_iter):
+            batch, _, _ = next(dataloader_iter)
+            return self.noted_loss(batch)
+
+    model = Model()
+    fit(model)
+    assert [size for _, _, size in model.steps] == [5, 5, 5, 5, 3] * 2
+    assert model.epoch_losses == close(epoch_means([(epoch, loss, size**2) for epoch, loss, size in model.steps]))
+
+
 def test_iterable_datasets():
     class Stream(IterableDataset):
         def __iter__(self):
