@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
 # Where a checkpoint keeps the record.
 _RECORD = "epoch_mixin"
-# What ranks tell each other is no longer than this, as a rule: all know its length without asking.
-_MESSAGE = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -358,23 +356,20 @@ def _meet(module: Module, run: Run, with_open: bool = False) -> dict[str, Any]:
     return {**state, "ended": {}}
 
 
-def _gather(module: Module, state: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each rank says, in one collective; in a second one where one has more to say than usual."""
-    said, size, trainer = json.dumps(state).encode(), 0, module.__dict__.get("_trainer")
-    longest = _MESSAGE
-    while longest > size:
-        size = longest
-        row = torch.tensor([*len(said).to_bytes(8, "big"), *said[:size].ljust(size)], dtype=torch.uint8)[None]
-        if trainer is not None:
-            # Not the module's device: it may be back on the CPU, of which a group of GPUs knows nothing.
-            rows = trainer.strategy.all_gather(row.to(trainer.strategy.root_device))
-        else:
-            rows = [torch.empty_like(row, device=module.device) for _ in range(torch.distributed.get_world_size())]
-            torch.distributed.all_gather(rows, row.to(module.device))
-            rows = torch.cat(rows)
-        heard = [bytes(said) for said in rows.reshape(-1, 8 + size).tolist()]
-        longest = max(int.from_bytes(said[:8], "big") for said in heard)
-    return [json.loads(said[8:]) for said in heard]
+def _gather(module: Module, state: dict[str, Any], size: int = 4096) -> list[dict[str, Any]]:
+    """What each rank says, in one collective; in a second one where one has more to say than all expect."""
+    said, trainer = json.dumps(state).encode(), module.__dict__.get("_trainer")
+    row = torch.tensor([*len(said).to_bytes(8, "big"), *said[:size].ljust(size)], dtype=torch.uint8)[None]
+    if trainer is not None:
+        # Not the module's device: it may be back on the CPU, of which a group of GPUs knows nothing.
+        rows = trainer.strategy.all_gather(row.to(trainer.strategy.root_device))
+    else:
+        row = row.to(module.device)
+        rows = row.new_empty(torch.distributed.get_world_size(), row.size(1))
+        torch.distributed.all_gather_into_tensor(rows, row)
+    heard = [bytes(said) for said in rows.reshape(-1, row.size(1)).tolist()]
+    longest = max(int.from_bytes(said[:8], "big") for said in heard)
+    return [json.loads(said[8:]) for said in heard] if longest <= size else _gather(module, state, longest)
 
 
 def _first_dict(args: Any, kwargs: Any) -> Any:
