@@ -63,16 +63,13 @@ class Stage:
     mark: Callable[[Trainer], int]
 
 
-TRAIN = Stage("train", "train", "training_step", "on_train", ("train", "training"), lambda it: it.current_epoch)
-# Batches, for under gradient accumulation several validations may share one global step.
-VAL = Stage(
-    "val",
-    "validate",
-    "validation_step",
-    "on_validation",
-    ("val", "valid", "validation"),
-    lambda it: it.fit_loop.total_batch_idx,
-)
+def _batches(trainer: Trainer) -> int:
+    """How many a fit has had. Under gradient accumulation several validations may share one global step."""
+    return trainer.fit_loop.total_batch_idx
+
+
+TRAIN = Stage("train", "train", "training_step", "on_train_epoch", ("train", "training"), lambda it: it.current_epoch)
+VAL = Stage("val", "validate", "validation_step", "on_validation_epoch", ("val", "valid", "validation"), _batches)
 
 
 @cache
@@ -94,7 +91,7 @@ def _parts() -> dict[str, dict[str, Any]]:
     }
     for stage in (TRAIN, VAL):
         parts[stage.step] = {"before": partial(_ask, stage), "after": partial(_record, stage), "guard": "step"}
-        for name, part in ((f"{stage.hooks}_epoch_start", _begin), (f"{stage.hooks}_epoch_end", _end)):
+        for name, part in ((f"{stage.hooks}_start", _begin), (f"{stage.hooks}_end", _end)):
             parts[name] = {"before": partial(part, stage, name)}
     return parts
 
@@ -269,7 +266,7 @@ def _begin(stage: Stage, called: str, module: Module, *_: Any) -> None:
     if trainer is None or stage.name not in run.open:
         _open(stage, module, run)
     if trainer is not None:
-        run.open[stage.name].batches = trainer.fit_loop.total_batch_idx
+        run.open[stage.name].batches = _batches(trainer)
 
 
 def _end(stage: Stage, called: str, module: Module, *_: Any) -> None:
@@ -282,7 +279,7 @@ def _close(stage: Stage, module: Module, run: Run) -> None:
     """End an epoch, and settle it where all ranks meet."""
     trainer, epoch = _trainer(module), run.open.get(stage.name)
     # After some resumes Lightning passes an epoch by: no step is missed there.
-    passed_by = trainer is not None and epoch is not None and epoch.batches == trainer.fit_loop.total_batch_idx
+    passed_by = trainer is not None and epoch is not None and epoch.batches == _batches(trainer)
     if stage is TRAIN and not passed_by:
         run.words.setdefault("train", "was not called")
     run.end(stage.name, _ranks(module)[1])
