@@ -82,7 +82,7 @@ def _parts() -> dict[str, dict[str, Any]]:
         "log_dict": {"after": _listen, "guard": "step", "heard": True},
         "setup": {"before": _set_up},
         # A fit that goes on in an epoch's middle has no other start.
-        "on_train_start": {"before": partial(_begin, TRAIN, "on_train_start")},
+        "on_train_start": {"before": partial(_in_run, _begin, TRAIN, "on_train_start")},
         "on_fit_end": {"before": _end_brought},
         "on_save_checkpoint": {"before": _save},
         "on_load_checkpoint": {"before": _load},
@@ -90,9 +90,9 @@ def _parts() -> dict[str, dict[str, Any]]:
         "load_state_dict": {"before": _come_home},
     }
     for stage in (TRAIN, VAL):
-        parts[stage.step] = {"before": partial(_ask, stage), "after": partial(_record, stage), "guard": "step"}
-        for name, part in ((f"{stage.hooks}_start", _begin), (f"{stage.hooks}_end", _end)):
-            parts[name] = {"before": partial(part, stage, name)}
+        own: dict[str, Any] = {stage.step: _ask, stage.hooks + "_start": _begin, stage.hooks + "_end": _close}
+        parts |= {name: {"before": partial(_in_run, part, stage, name)} for name, part in own.items()}
+        parts[stage.step] |= {"after": partial(_record, stage), "guard": "step"}
     return parts
 
 
@@ -132,24 +132,22 @@ def _fitting(module: Module) -> Trainer | None:
     return trainer if trainer is not None and trainer.state.fn == "fit" else None
 
 
-def _run_of(stage: Stage, called: str, module: Module) -> Run | None:
-    """Whose run a call of a method belongs to; ``None`` if it is not to be recorded.
+def _in_run(part: Callable[..., Any], stage: Stage, called: str, module: Module, *given: Any) -> Any:
+    """Run a part of ours, with the run that a call of a method belongs to; ``None`` if it is not to be recorded.
 
-    Where a Trainer is at work, only what it calls itself, in this stage of a fit.
+    Where a Trainer is at work, only what it calls itself is, in this stage of a fit.
     """
     trainer = _trainer(module)
     if trainer is None:
-        return module._epoch_recorder.by_hand
+        return part(stage, module, module._epoch_recorder.by_hand, *given)
     state: Any = trainer.state
-    ours = state.stage._value_ == stage.running and state.fn._value_ == "fit" and module._current_fx_name == called
-    return module._epoch_recorder.fit if ours else None
+    if state.stage._value_ == stage.running and state.fn._value_ == "fit" and module._current_fx_name == called:
+        return part(stage, module, module._epoch_recorder.fit, *given)
+    return None
 
 
-def _ask(stage: Stage, module: Module, args: Any, kwargs: Any) -> tuple[Any, ...] | None:
-    """Ahead of a step, ask what its batch counts, for the step may change it; ``None`` for one that is not recorded."""
-    run = _run_of(stage, stage.step, module)
-    if run is None:
-        return None
+def _ask(stage: Stage, module: Module, run: Run, args: Any, kwargs: Any) -> tuple[Any, ...]:
+    """Ahead of a step, ask what its batch counts, for the step may change it."""
     batch = args[0] if args else kwargs.get(next(iter(inspect.signature(getattr(module, stage.step)).parameters), ""))
     loader = args[2] if len(args) > 2 else kwargs.get("dataloader_idx")
     # An iterator must be left alone.
@@ -245,37 +243,29 @@ def _open(stage: Stage, module: Module, run: Run) -> OpenEpoch:
     return run.begin(stage.name, None if trainer is None else stage.mark(trainer))
 
 
-def _begin(stage: Stage, called: str, module: Module, *_: Any) -> None:
+def _begin(stage: Stage, module: Module, run: Run, *_: Any) -> None:
     """Open an epoch, unless a checkpoint has brought this very one to go on with.
 
     When Lightning goes on from the last batch of an epoch, it skips the hooks that end the epoch, and the one that
     starts the next (`_FitLoop.reset` and `on_advance_start`). A mark that has moved on tells so.
     """
-    run = _run_of(stage, called, module)
-    if run is None:
-        return
     recorder, trainer, epoch = module._epoch_recorder, _trainer(module), run.open.get(stage.name)
-    if stage is TRAIN and trainer is not None:
+    if trainer is None:
+        _open(stage, module, run)
+        return
+    if stage is TRAIN:
         _weave_again(module)
         if recorder.resumed:
             index = trainer.current_epoch if epoch is None or epoch.mark is None else epoch.mark
             recorder.history.pad(module.epoch_loss_keys, index - len(run.ended["train"]))
             recorder.resumed = False
-    if trainer is not None and epoch is not None and epoch.mark != stage.mark(trainer):
+    if epoch is not None and epoch.mark != stage.mark(trainer):
         _close(stage, module, run)
-    if trainer is None or stage.name not in run.open:
-        _open(stage, module, run)
-    if trainer is not None:
-        run.open[stage.name].batches = _batches(trainer)
+    epoch = run.open.get(stage.name) or _open(stage, module, run)
+    epoch.batches = _batches(trainer)
 
 
-def _end(stage: Stage, called: str, module: Module, *_: Any) -> None:
-    run = _run_of(stage, called, module)
-    if run is not None:
-        _close(stage, module, run)
-
-
-def _close(stage: Stage, module: Module, run: Run) -> None:
+def _close(stage: Stage, module: Module, run: Run, *_: Any) -> None:
     """End an epoch, and settle it where all ranks meet."""
     trainer, epoch = _trainer(module), run.open.get(stage.name)
     # After some resumes Lightning passes an epoch by: no step is missed there.
