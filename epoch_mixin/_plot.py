@@ -16,6 +16,7 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError("plot_epoch_losses needs matplotlib: pip install 'epoch-mixin[plot]'") from error
 
+_Lists = Mapping[str, Sequence[float]]
 _VALIDATION = re.compile(r"val_(.+?)(?:/dataloader_idx_(\d+))?", re.DOTALL)
 # The stages of a key share a colour. Pale and dark tells them apart where 500 noisy epochs hide the dashes.
 _TRAIN: dict[str, Any] = {"linestyle": "-", "marker": "o", "linewidth": 2, "alpha": 0.5}
@@ -26,12 +27,7 @@ _VAL = [{"linestyle": line, "marker": marker, "linewidth": 1.2, "fillstyle": "no
 _NOT_FINITE = {"nan": ("x", 0.97), "inf": ("^", 0.92), "-inf": ("v", 0.03)}
 
 
-def plot(
-    history: Mapping[str, Sequence[float]],
-    val_epochs: Mapping[str, Sequence[int]],
-    ax: Axes | None = None,
-    label: str | None = None,
-) -> tuple[Figure, Axes]:
+def plot(history: _Lists, val_epochs: _Lists, ax: Axes | None = None, label: str | None = None) -> tuple[Figure, Axes]:
     """Draw `History.means`, its validation at `History.val_epochs`, on ``ax`` or in a new figure.
 
     ``label`` names the run in the legend.
@@ -89,7 +85,7 @@ class _EpochTicks(MaxNLocator):
         return [tick for tick in super().tick_values(vmin, vmax) if tick >= 0]
 
 
-def _places(epochs: Sequence[int], runs: int) -> list[float]:
+def _places(epochs: Sequence[float], runs: int) -> list[float]:
     """Where the latest validation runs lie: those in training epoch k evenly over [k, k + 1), a single one at k.
 
     Over (k - 1, k] those in epoch 0 would lie left of it. A user who has cleared the training losses alone counts
