@@ -27,10 +27,9 @@ def batch_sizes(batch: Any) -> list[int]:
     The first is the one that ``self.log`` would infer, but ``extract_batch_size`` of Lightning's ``utilities/data.py``
     reads all that can be iterated.
     """
-    sizes: dict[int, None] = {}
     with suppress(Exception):  # whatever a batch of unknown making may raise when it is looked through
-        sizes.update(dict.fromkeys(_sizes(batch)))
-    return list(sizes)
+        return list(dict.fromkeys(_sizes(batch)))
+    return []
 
 
 def batch_size(batch: Any) -> int | None:
