@@ -74,13 +74,13 @@ class ExactMean(MeanMetric):
         return _to(self.mean_value, device) + values.dot(factors), _to(self.weight, device) + factors.sum()
 
 
-# One to copy: making one takes torchmetrics longer than an epoch's end may.
-_blank = cache(ExactMean)
+# One of nothing, to read or to copy: making one takes torchmetrics longer than an epoch's end may.
+blank = cache(ExactMean)
 
 
 def new_mean() -> ExactMean:
     """A mean of nothing yet."""
-    mean = copy(_blank())
+    mean = copy(blank())
     mean.waiting = []
     return mean
 

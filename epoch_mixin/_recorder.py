@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from epoch_mixin._mean import ExactMean, new_mean
+from epoch_mixin._mean import ExactMean, blank, new_mean
 from epoch_mixin._warn import warn
 
 # sum(weight x loss) and sum(weight) of each key that had a loss.
@@ -52,14 +52,10 @@ class OpenEpoch:
 
     def mean(self, key: str) -> Tensor:
         """The mean so far on this rank, float64, without dimensions; NaN before the first loss."""
+        mean = self.means.get(key) or blank()
+        own = ExactMean.compute(mean)
         total, weight = self.begins.get(key, (0.0, 0.0))
-        if key not in self.means:
-            return torch.tensor(total / weight if weight else math.nan, dtype=torch.float64)
-        mean = self.means[key]
-        if not weight:
-            return ExactMean.compute(mean)
-        mean.sum_up()
-        return (mean.mean_value + total) / (mean.weight + weight)
+        return (mean.mean_value + total) / (mean.weight + weight) if weight else own
 
     def totals(self, first: bool) -> Totals:
         """The sums so far, with one look at the device; on the ``first`` rank with what a checkpoint brought."""
@@ -80,12 +76,11 @@ class Run:
     """
 
     def __init__(self) -> None:
-        self.open: dict[str, OpenEpoch] = {}
         self.clear()
 
     def clear(self) -> None:
         """Forget what is not settled."""
-        self.open.clear()
+        self.open: dict[str, OpenEpoch] = {}
         self.ended: dict[str, list[Totals]] = {stage: [] for stage in STAGES}
         self.words: dict[str, str] = {}
         self.sizes: dict[str, list[int]] = {}
@@ -209,9 +204,9 @@ class History:
         for name, means in self.means.items():
             if not isinstance(means, list):  # a user has put it there
                 continue
-            # From behind: a user may have cleared what was before.
-            pairs = list(zip(reversed(self.val_epochs.get(name, range(len(means)))), reversed(means)))
-            for epoch, mean in reversed(pairs):
+            epochs = self.val_epochs.get(name, range(len(means)))
+            # The latest of each: a user may have cleared what was before.
+            for epoch, mean in zip(epochs[-len(means) :], means[-len(epochs) :]):
                 if epoch < len(rows):
                     rows[epoch][name] = mean
         return rows
