@@ -63,7 +63,8 @@ class ExactMean(MeanMetric):
             return self.mean_value, self.weight
         losses, weights = zip(*self.waiting)
         # MPS has no float64.
-        device = _ZERO.device if losses[0].device.type == "mps" else losses[0].device
+        device = next((loss.device for loss in losses if not loss.is_cpu), self.mean_value.device)
+        device = _ZERO.device if device.type == "mps" else device
         if len(losses) == 1 and type(weights[0]) in (int, float) and losses[0].device == device:
             with suppress(RuntimeError):  # quicker, for a progress bar that asks after each step; not for every type
                 return torch.add(self.mean_value, losses[0], alpha=weights[0]), self.weight + weights[0]
@@ -94,8 +95,10 @@ def _vector(items: Sequence[Any], device: torch.device) -> Tensor:
     if kinds == {Tensor} and len({item.dtype for item in items}) == 1:
         with suppress(RuntimeError):  # of several devices
             return torch.stack(tuple(items)).to(device).to(torch.float64)
-    return torch.stack([torch.as_tensor(item, device=device).to(torch.float64) for item in items])
+    tensors = [item if isinstance(item, Tensor) else torch.tensor(item, dtype=torch.float64) for item in items]
+    return torch.stack([_to(tensor, device).to(torch.float64) for tensor in tensors])
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.to(device, non_blocking=True)  # without waiting for the device to be ready for it
+    # Without waiting for a device to be ready for it; what comes to the CPU must be there before it is read.
+    return tensor.to(device, non_blocking=device.type != "cpu")

@@ -17,7 +17,7 @@ _in_transform = torch._C._functorch.is_functorch_wrapped_tensor
 # What else a batch may be made of. Other things that can be iterated over (arrays, datasets, iterators) would have to
 # be read, at a price, to find a tensor in them.
 _COLLECTIONS = (tuple, list, set, frozenset, deque)
-# A longer collection that begins with a plain value holds nothing else.
+# A longer collection that begins with a plain value, or a row of them, holds nothing else.
 _LONG = 32
 
 
@@ -48,7 +48,7 @@ def _sizes(batch: Any) -> Iterator[int]:
         return
     items: Any = ()
     if isinstance(batch, _COLLECTIONS):
-        if len(batch) <= _LONG or not isinstance(next(iter(batch)), (Real, str, bytes)):
+        if len(batch) <= _LONG or not _is_plain(next(iter(batch))):
             items = batch
     elif isinstance(batch, Mapping):
         items = batch.values()
@@ -58,8 +58,14 @@ def _sizes(batch: Any) -> Iterator[int]:
         yield from _sizes(item)
 
 
+def _is_plain(item: Any) -> bool:
+    if isinstance(item, _COLLECTIONS):
+        return 0 < len(item) <= _LONG and all(map(_is_plain, item))
+    return isinstance(item, (Real, str, bytes))
+
+
 def losses_in(
-    output: Any, logged: Mapping[str, Any], names: Mapping[str, tuple[str, ...]]
+    output: Any, logged: Mapping[str, Any], names: Mapping[str, tuple[str, ...]], dims: bool = True
 ) -> dict[str, Tensor | str | None]:
     """The losses that a step returned and logged, by key; for each, where there is none, the reason.
 
@@ -67,33 +73,44 @@ def losses_in(
         output: what the step returned; a bare tensor or number is ``"loss"``.
         logged: what it logged, by name. What is returned comes first.
         names: for each key under which names its loss may be found, the key itself first.
+        dims: whether a returned tensor with one element may have dimensions.
 
     Returns:
         The losses as in `as_loss`. The reason is ``None`` for what was left out on purpose, with ``None``.
     """
-    returned = output if not isinstance(output, Tensor) and isinstance(output, Mapping) else {"loss": output}
+    returned = _returned(output)
     losses = {}
     for key, aliases in names.items():
-        value = returned.get(key)
-        loss = as_loss(_first(returned, aliases) if value is None else value)
+        loss = as_loss(returned.get(key), dims)
         if not isinstance(loss, Tensor):
+            others = [(returned[name], dims) for name in aliases[1:] if name in returned]
             # Who logs names the curve, who returns names the loss.
-            seen = as_loss(_first(logged, aliases[::-1]))
-            loss = loss if seen is None else seen
+            others += [(logged[name], True) for name in aliases[::-1] if name in logged]
+            for value, may in others:
+                seen = as_loss(value, may)
+                loss = loss if seen is None else seen
+                if isinstance(loss, Tensor):
+                    break
             if isinstance(loss, str):
                 loss = f"gave {loss} for it, which is no real scalar"
-            elif loss is None and output is not None and returned.keys().isdisjoint(aliases):
+            elif loss is None and output is not None and not any(name in returned for name in aliases):
                 loss = described(output, logged)
         losses[key] = loss
     return losses
 
 
-def _first(values: Mapping[str, Any], names: tuple[str, ...]) -> Any:
-    return next((values[name] for name in names if values.get(name) is not None), None)
+def _returned(output: Any) -> Mapping[str, Any]:
+    if type(output) is not dict and not isinstance(output, Tensor) and isinstance(output, Mapping):
+        with suppress(Exception):  # a mapping of unknown making may raise whatever it is asked
+            return dict(output.items())
+    return output if type(output) is dict else {"loss": output}
 
 
-def as_loss(value: Any) -> Tensor | str | None:
-    """The value as a detached copy without dimensions; what it is, if it is no loss; ``None`` for ``None``."""
+def as_loss(value: Any, dims: bool = True) -> Tensor | str | None:
+    """The value as a detached copy without dimensions; what it is, if it is no loss; ``None`` for ``None``.
+
+    One element with dimensions is a loss where these are allowed.
+    """
     if value is None:
         return None
     try:
@@ -110,8 +127,8 @@ def as_loss(value: Any) -> Tensor | str | None:
                 value = _plain(value)
             if _in_transform(value):
                 return f"a {type(value).__name__} within a transform of torch.func"
-            if value.numel() == 1 and not value.is_complex() and not value.is_meta:
-                return cast(Tensor, value.data.reshape(()).clone())
+            if value.numel() == 1 and (dims or not value.ndim) and not value.is_complex() and value.data_ptr():
+                return cast(Tensor, value.data.sum())
             return f"a {type(value).__name__} of shape {tuple(value.shape)}{' without values' * value.is_meta}"
         if isinstance(value, Real) or getattr(value, "ndim", None) == 0:
             return torch.tensor(float(value), dtype=torch.float64)
@@ -131,8 +148,11 @@ def described(output: Any, logged: Mapping[str, Any]) -> str:
     """What a step returned and logged, for a message."""
     returned = None if output is None else f"only a {type(output).__name__}"
     if isinstance(output, Mapping):
-        returned = f"only {', '.join(map(repr, output))}" if output else "an empty dict"
-    return f"returned {returned}" + (f" and logged {', '.join(map(repr, logged))}" if logged else "")
+        with suppress(Exception):
+            returned = f"only {', '.join(map(repr, output.keys()))}" if len(output) else "an empty dict"
+    # Lightning takes a metric that was only updated, and logs its value when the epoch ends.
+    named = [f"{name!r}{' (a metric that was only updated)' * (value is None)}" for name, value in logged.items()]
+    return f"returned {returned}" + (f" and logged {', '.join(named)}" if named else "")
 
 
 def checked_weight(weight: Any, owner: str) -> float | Tensor:

@@ -45,7 +45,7 @@ def plot(history: _Lists, val_epochs: _Lists, ax: Axes | None = None, label: str
             stage = f"val, dataloader {loader}" if loader else "val"
             style = _VAL[1 + int(loader) % 3 if loader else 0]
             x = _places(val_epochs.get(name, ()), len(losses))
-            losses = losses[-len(x) :]
+            losses = losses[len(losses) - len(x) :]
         entry = f"{key} ({stage})" if label is None else f"{label}: {key} ({stage})"
         colors[key] = _draw(ax, x, losses, color=colors.get(key), label=entry, **style)
     ax.xaxis.set_major_locator(_EpochTicks("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
@@ -88,12 +88,10 @@ class _EpochTicks(MaxNLocator):
 def _places(epochs: Sequence[float], runs: int) -> list[float]:
     """Where the latest validation runs lie: those in training epoch k evenly over [k, k + 1), a single one at k.
 
-    Over (k - 1, k] those in epoch 0 would lie left of it. A user who has cleared the training losses alone counts
-    epochs from 0 again; the runs before that get no place, so that no curve runs backwards.
+    Over (k - 1, k] those in epoch 0 would lie left of it. Those in no epoch of now get no place.
     """
     # Of cleared losses the latest are left; those that a user has appended get an epoch each.
     epochs = list(epochs[-runs:])
     while len(epochs) < runs:
         epochs.append(epochs[-1] + 1 if epochs else 0)
-    restart = max((i for i in range(1, runs) if epochs[i] < epochs[i - 1]), default=0)
-    return [epoch + run / number for epoch, number in Counter(epochs[restart:]).items() for run in range(number)]
+    return [epoch + run / number for epoch, number in Counter(epochs).items() if epoch >= 0 for run in range(number)]

@@ -62,7 +62,7 @@ def restore(record: Any, history: History, run: Run) -> None:
     history.means.update({name: held.get(name, []) for name in read["history"]})
     for name, values in read["history"].items():
         history.means[name] += values
-    history.written = []
+    history.written, history.settled = [], 0
     history.val_epochs = read["val_epochs"]
     given = {name for name, values in history.means.items() if not all(map(math.isnan, values))}
     history.given = given - set(history.val_epochs)

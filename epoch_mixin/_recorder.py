@@ -24,6 +24,7 @@ Totals = dict[str, list[float]]
 STAGES = ("val", "train")
 # Between a key and the number of the dataloader that its losses come from, as Lightning writes it.
 LOADER = "/dataloader_idx_"
+_ALL_ZERO = "the weights of its steps are all 0"
 
 
 @dataclass
@@ -73,6 +74,7 @@ class Run:
         ended: for each stage the totals of the epochs that have ended and are not settled.
         words: for each stage what a step that gave no loss returned and logged, for a message.
         sizes: for each stage the batch sizes that the tensors of its first batch tell.
+        vectors: the stages of which a step gave more than a number for a loss.
     """
 
     def __init__(self) -> None:
@@ -84,6 +86,7 @@ class Run:
         self.ended: dict[str, list[Totals]] = {stage: [] for stage in STAGES}
         self.words: dict[str, str] = {}
         self.sizes: dict[str, list[int]] = {}
+        self.vectors: set[str] = set()
 
     def begin(self, stage: str, mark: int | None = None) -> OpenEpoch:
         """Open an epoch in place of one that may be open."""
@@ -140,9 +143,10 @@ class History:
 
     Attributes:
         means: by name: a key, with ``val_`` before it for validation, and a dataloader's number behind.
-        val_epochs: for each validation name the training epoch that each of its values belongs to.
+        val_epochs: for each validation name the training epoch that each of its values belongs to, -1 for none.
         given: the keys that training has ever given.
         written: those that the last training epoch has written, unless it was before a resume.
+        settled: how many training epochs there were when one was last settled.
     """
 
     def __init__(self, owner: str) -> None:
@@ -151,6 +155,7 @@ class History:
         self.val_epochs: dict[str, list[int]] = {}
         self.given: set[str] = set()
         self.written: list[str] = []
+        self.settled = 0
         self._warned: set[str] = set()
 
     def warn_once(self, topic: str, message: str) -> None:
@@ -165,7 +170,7 @@ class History:
                 return max(lengths)
         return 0
 
-    def settle(self, ended: Mapping[str, list[Totals]], words: Mapping[str, str], keys: tuple[str, ...]) -> None:
+    def settle(self, ended: Mapping[str, list[Totals]], words: Mapping[str, str | None], keys: tuple[str, ...]) -> None:
         """Write the means of ended epochs.
 
         A training epoch without a loss is NaN, so that the index stays the epoch. A validation without one leaves
@@ -179,6 +184,8 @@ class History:
         Raises:
             ValueError: a weight was negative or not finite.
         """
+        if self.epochs(keys) < self.settled:  # a user has cleared them: what was before belongs to no epoch of now
+            self.val_epochs = {name: [-1] * len(epochs) for name, epochs in self.val_epochs.items()}
         for stage in STAGES:
             for totals in ended[stage]:
                 epoch = self.epochs(keys)
@@ -188,6 +195,7 @@ class History:
                 means = {key: total / weight for key, (total, weight) in _by_loader(totals).items() if weight}
                 settle = self._settle_training if stage == "train" else self._settle_validation
                 settle(epoch, keys, totals, means, words.get(stage))
+        self.settled = self.epochs(keys)
 
     def pad(self, keys: Iterable[str], epochs: int) -> None:
         """Make the next training epoch lie at the index ``epochs``, with NaN where nothing is known."""
@@ -207,7 +215,7 @@ class History:
             epochs = self.val_epochs.get(name, range(len(means)))
             # The latest of each: a user may have cleared what was before.
             for epoch, mean in zip(epochs[-len(means) :], means[-len(epochs) :]):
-                if epoch < len(rows):
+                if 0 <= epoch < len(rows):
                     rows[epoch][name] = mean
         return rows
 
@@ -218,9 +226,10 @@ class History:
             del epochs[: max(0, len(epochs) - len(values))]  # of values that a user has cleared
             values.append(mean)
             epochs.append(epoch)
-        if word and not means:
-            hint = f'validation_step {word}; return the loss, or self.log("val_{keys[0]}", ...)'
-            self.warn_once("val", f": no step of a validation gave a loss: {hint}")
+        if not means and (totals or word):
+            why = f'validation_step {word}; return the loss, or self.log("val_{keys[0]}", ...)'
+            why = _ALL_ZERO if totals else why
+            self.warn_once("val", f": no step of a validation gave a loss: {why}")
 
     def _settle_training(self, epoch: int, keys: Any, totals: Totals, means: dict[str, float], word: Any) -> None:
         self.given.update(means)
@@ -231,10 +240,12 @@ class History:
                 continue
             self._curve(key, epoch).append(means.get(key, math.nan))
             written.append(key)
-            if key not in means and (word or totals):  # a Trainer may pass an epoch by, after some resumes
-                why = f'did the step return it, or self.log("train_{key}", ...) it?'
-                why = "the weights of its steps are all 0" if key in totals else why if totals else f"it {word}; {why}"
-                self.warn_once("nan", f": no step of epoch {epoch} gave a loss for {key!r}, so its mean is nan: {why}")
+        missing = next((key for key in written if key not in means), None)
+        if missing is not None and (word or totals):  # a Trainer may pass an epoch by, after some resumes
+            why = f'did the step return it, or self.log("train_{missing}", ...) it?'
+            why = _ALL_ZERO if missing in totals else why if totals else f"it {word}; {why}"
+            message = f": no step of epoch {epoch} gave a loss for {missing!r}, so its mean is nan: {why}"
+            self.warn_once(f"nan {missing}", message)
         self.written = written
 
     def _curve(self, name: str, epochs: int) -> list[float]:

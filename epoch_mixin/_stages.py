@@ -179,30 +179,34 @@ def _record(stage: Stage, module: Module, asked: tuple[Any, ...] | None, output:
             loader = cast(Any, fetcher)._dataloader_idx
         weight, own = _weigh(stage, module, run, batch)
     logged = {name: value for name, value, _ in notes} if notes else {}
-    # With one element it is rather the prediction for a batch of one than a loss.
-    predictions = stage is VAL and isinstance(output, Tensor) and output.ndim
-    losses = losses_in(None if predictions else output, logged, _names(stage, module.epoch_loss_keys))
+    # One element with dimensions is rather the prediction for a batch of one, or one of many losses.
+    dims = stage.name not in run.vectors and not (stage is VAL and isinstance(output, Tensor))
+    losses = losses_in(output, logged, _names(stage, module.epoch_loss_keys), dims)
     source = f"{LOADER}{loader}" if stage is VAL and isinstance(loader, int) else ""
     # Most batches agree about their size, and most steps say no other.
     final = own or not (notes or weight is None or len(run.sizes.get(stage.name, ())) > 1)
-    found = False
+    found, fault = False, ""
     for key, loss in losses.items():
         if isinstance(loss, Tensor):
-            if not final:
-                weight, final = _weight(stage, module, run, batch, weight, notes), True
-            epoch.add(key + source, loss, weight)
+            counts = weight if final else _weight(stage, module, run, batch, weight, notes, key)
+            epoch.add(key + source, loss, counts)
             found = True
-        elif loss and stage is TRAIN:  # what validation returns need not be a loss
-            message = f"no {key!r} is recorded: {key!r} is in epoch_loss_keys, but {stage.step} {loss}"
-            module._epoch_recorder.history.warn_once(key, f".{stage.step}: {message}")
+        elif loss:
+            if loss.startswith("gave"):
+                run.vectors.add(stage.name)
+                fault = f" and {loss}" if isinstance(output, Mapping) else fault
+            if stage is TRAIN:  # what validation returns need not be a loss
+                message = f"no {key!r} is recorded: {key!r} is in epoch_loss_keys, but {stage.step} {loss}"
+                module._epoch_recorder.history.warn_once(key, f".{stage.step}: {message}")
     if not found and stage.name not in run.words and (stage is TRAIN or epoch.mark is not None):
-        run.words[stage.name] = described(output, logged)
+        run.words[stage.name] = described(output, logged) + fault
 
 
-def _weight(stage: Stage, module: Module, run: Run, batch: Any, size: int | None, notes: list[Any]) -> Any:
-    """The ``batch_size`` given with a recorded loss, or with anything that a step logged; else the batch's own."""
+def _weight(stage: Stage, module: Module, run: Run, batch: Any, size: int | None, notes: list[Any], key: str) -> Any:
+    """The ``batch_size`` given with the key's loss, or another, or anything that a step logs; else the batch's own."""
     said = {name: size for name, _, size in notes if size is not None}
-    aliases = [name for names in _names(stage, module.epoch_loss_keys).values() for name in names[::-1]]
+    names = _names(stage, module.epoch_loss_keys)
+    aliases = [name for these in (names[key], *names.values()) for name in these[::-1]]
     with suppress(TypeError, ValueError, StopIteration):  # Lightning takes it as it is
         return checked_weight(next(said[name] for name in (*aliases, *said) if name in said), "")
     if len(sizes := run.sizes.get(stage.name, ())) > 1:
@@ -265,8 +269,9 @@ def _begin(stage: Stage, module: Module, run: Run, *_: Any) -> None:
 def _close(stage: Stage, module: Module, run: Run, *_: Any) -> None:
     """End an epoch, and settle it where all ranks meet."""
     trainer, epoch = _trainer(module), run.open.get(stage.name)
-    # After some resumes Lightning passes an epoch by: no step is missed there.
+    # After some resumes Lightning passes an epoch by, and does not even look for a batch: no step is missed there.
     passed_by = trainer is not None and epoch is not None and epoch.batches == _batches(trainer)
+    passed_by = passed_by and bool(trainer and trainer.fit_loop.epoch_loop.batch_progress.current.ready)
     if stage is TRAIN and not passed_by:
         run.words.setdefault("train", "was not called")
     run.end(stage.name, _ranks(module)[1])
@@ -333,9 +338,9 @@ def _meet(module: Module, run: Run, with_open: bool = False) -> dict[str, Any]:
     state = run.state(first, with_open)
     if world > 1:
         state = together(_gather(module, state), share)
-    words, run.words = run.words, {}
-    for totals in run.ended.values():
-        totals.clear()
+    words = {stage: run.words.pop(stage, None) for stage, epochs in run.ended.items() if epochs}
+    for epochs in run.ended.values():
+        epochs.clear()
     module._epoch_recorder.history.settle(state["ended"], words, module.epoch_loss_keys)
     return {**state, "ended": {}}
 

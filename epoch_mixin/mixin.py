@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LISTS = ("epoch_losses", "epoch_history")
+_SETTINGS = ("epoch_loss_keys", "epoch_loss_weight")
 
 
 class EpochLossMixin:
@@ -164,11 +165,15 @@ def _check(cls: type[EpochLossMixin]) -> None:
     for hidden in _LISTS:
         if getattr(cls, hidden) is not getattr(EpochLossMixin, hidden):
             raise TypeError(f"{name}.{hidden} hides what EpochLossMixin keeps there; remove this line")
+    for base in cls.__mro__[cls.__mro__.index(EpochLossMixin) + 1 :]:
+        for hidden in vars(base).keys() & _SETTINGS:
+            if getattr(cls, hidden) is getattr(EpochLossMixin, hidden):
+                raise TypeError(f"EpochLossMixin hides {base.__name__}.{hidden}, which is behind it; set it in {name}")
     _stages.check_keys(cls.epoch_loss_keys, name)
     if not callable(cls.epoch_loss_weight):
         raise TypeError(f"{name}.epoch_loss_weight must be a method that takes a batch, not {cls.epoch_loss_weight!r}")
     for own in vars(cls):
-        meant = difflib.get_close_matches(own, ["epoch_loss_keys", "epoch_loss_weight"], n=1, cutoff=0.85)
+        meant = difflib.get_close_matches(own, _SETTINGS, n=1, cutoff=0.85)
         if meant and own not in meant:
             warn(f"{name}.{own} means nothing to EpochLossMixin; did you mean {meant[0]}?")
 

@@ -37,7 +37,7 @@ def test_default_dtype_does_not_matter(dtype, default_dtype):
 
 def test_numbers_and_tensors_of_any_type_can_be_mixed():
     losses = [torch.tensor(16_777_217), torch.tensor(0.5), torch.tensor(0.1, dtype=torch.float64), torch.tensor(True)]
-    weights = [torch.tensor(1001), 2, torch.tensor(0.5, dtype=torch.bfloat16), torch.tensor(True)]
+    weights = [torch.tensor(1001), 0.3, torch.tensor(0.5, dtype=torch.bfloat16), torch.tensor(True)]
     expected = mean((loss.item(), float(weight)) for loss, weight in zip(losses, weights))
     assert exact_mean(losses, weights).compute().item() == close(expected, rel=1e-14)
 

@@ -906,3 +906,12 @@ def test_no_training_step_is_no_matter_without_a_trainer():
         pass
 
     assert Empty().epoch_losses == []
+
+
+@pytest.mark.parametrize("setting", [{"epoch_loss_keys": ("kl",)}, {"epoch_loss_weight": lambda self, batch: 2}])
+def test_a_setting_in_a_base_behind_the_mixin_is_refused(setting):
+    base = type("Base", (Net,), setting)
+    (name,) = setting
+    with pytest.raises(TypeError, match=rf"^EpochLossMixin hides Base\.{name}, which is behind it; set it in Model"):
+        type("Model", (EpochLossMixin, base), {})
+    type("Model", (EpochLossMixin, base), setting)

@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning.utilities.data import extract_batch_size
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.nn.utils.rnn import pack_sequence
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.data import DataLoader
 
 from epoch_mixin._outputs import as_loss, batch_size, batch_sizes, checked_weight, described, losses_in
@@ -146,6 +147,7 @@ class WalkedList(Walked, list):
         WalkedBytes(100_000),
         WalkedList([0.5] * 100_000),
         WalkedList(["word"] * 100_000),
+        WalkedList([(0.1, 0.2, 0.3, 0.4)] * 100_000),
     ],
     ids=lambda heavy: type(heavy).__name__,
 )
@@ -241,6 +243,36 @@ def test_a_loss_may_be_returned_or_logged_under_the_name_of_its_curve():
         assert read(None, {name: 1.0}) == ({"loss": 1.0}, {})
     assert read({"loss": 1.0, "val_loss": 2.0})[0] == {"loss": 1.0}
     assert read(None, {"loss": 1.0, "val_loss": 2.0})[0] == {"loss": 2.0}
+
+
+class Awkward(UserDict):
+    """A mapping as tensordict makes them: not true or false, iterated over otherwise, names in a list."""
+
+    __iter__ = __len__ = None
+
+    def __bool__(self):
+        raise RuntimeError("ambiguous")
+
+    def keys(self):
+        return list(self.data)
+
+    def items(self):
+        return self.data.items()
+
+
+@pytest.mark.parametrize("output", [Awkward(predictions=ones(3)), MagicMock(spec=UserDict)])
+def test_a_mapping_of_any_making_without_a_loss(output):
+    assert read(output)[0] == {}
+    assert described(output, {}).startswith("returned ")
+
+
+def test_the_losses_in_a_mapping_of_any_making():
+    assert read(Awkward(loss=ones(3), val_loss=1.0))[0] == {"loss": 1.0}
+
+
+def test_a_tensor_that_holds_others_is_no_loss():
+    both = TwoTensor(torch.tensor(1.0), torch.tensor(2.0))
+    assert read(both)[1]["loss"].startswith("gave a ")
 
 
 def test_what_is_returned_comes_before_what_is_logged():

@@ -120,12 +120,12 @@ def test_curve_that_was_never_recorded_is_drawn_from_the_first_epoch():
     assert curves(ax)["loss (val)"][0] == [0, 1]
 
 
-def test_validation_never_runs_backwards_after_the_training_losses_were_cleared():
+def test_validation_before_the_training_losses_were_cleared_has_no_place():
     history = {"loss": [1.0, 0.5], "val_loss": [5.0, 4.0, 3.0, 2.0, 1.0]}
-    _, ax = plot(history, {"val_loss": [0, 1, 2, 0, 1]})
+    _, ax = plot(history, {"val_loss": [-1, -1, -1, 0, 1]})
     assert curves(ax)["loss (val)"] == ([0, 1], [2.0, 1.0])
-    _, ax = plot(history, {"val_loss": [1, 0, 1, 0, 0]})
-    assert curves(ax)["loss (val)"] == ([0, 0.5], [2.0, 1.0])
+    _, ax = plot(history, {"val_loss": [-1, -1, -1, -1, -1]})
+    assert "loss (val)" not in curves(ax)
 
 
 def test_legend_has_key_and_stage():

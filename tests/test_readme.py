@@ -50,7 +50,7 @@ def test_the_first_code_draws_the_picture(run):
 
 def test_the_recipes_do_what_they_say(run):
     folder, printed, namespace = run
-    assert [row.split(",")[0] for row in printed[1].splitlines()] == list("01234")
+    assert [row.split(",")[0] for row in printed[1].splitlines()] == ["epoch", *"01234"]
     assert list(folder.glob("epoch*.ckpt")), "ModelCheckpoint saved nothing"
     labels = [line.get_label() for line in namespace["axes"].lines]
     assert len(labels) == 8 and {label.split(":")[0] for label in labels} == {"1 epochs", "3 epochs"}

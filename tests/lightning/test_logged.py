@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import MeanMetric, MeanSquaredError, MetricCollection
 
 from epoch_mixin import EpochLossMixin
@@ -864,3 +864,90 @@ def test_an_own_weight_wins_over_a_logged_batch_size_for_any_iterator():
         model.training_step(iter([1]), batch_idx)
     model.on_train_epoch_end()
     assert model.epoch_losses == [0.5]
+
+
+def test_each_key_has_the_batch_size_that_was_logged_with_it():
+    class Model(EpochLossMixin, Net):
+        epoch_loss_keys = ("loss", "kl")
+
+        def training_step(self, batch, batch_idx):
+            return {"loss": self.loss(batch), "kl": 1.0}
+
+        def validation_step(self, batch, batch_idx):
+            loss = self.loss(batch)
+            self.log("val_kl", 2 * loss, batch_size=len(batch[0]))
+            self.log("val_loss", loss, batch_size=1)
+            self.val_steps.append((loss.item(), len(batch[0])))
+
+    model = Model()
+    fit(model, loader(), loader(), max_epochs=1, num_sanity_val_steps=0)
+    assert model.epoch_history["val_loss"] == close([mean((loss, 1) for loss, _ in model.val_steps)])
+    assert model.epoch_history["val_kl"] == close([2 * mean(model.val_steps)], rel=1e-6)
+
+
+def test_a_training_that_only_logs_is_said_to_have_been_called_beside_a_validation(recwarn):
+    class Gan(LoggingInTraining):
+        def training_step(self, batch, batch_idx):
+            self.log("g_loss", 1.0)
+
+        def validation_step(self, batch, batch_idx):
+            self.log("val_loss", 1.0)
+
+    fit(Gan(), loader(), loader())
+    (message,) = messages(recwarn, "Gan")
+    assert "it returned None and logged 'g_loss'" in message
+
+
+def test_a_validation_whose_weights_are_all_0_says_that(recwarn):
+    class Model(Tracked):
+        def epoch_loss_weight(self, batch):
+            return int(self.trainer.training)
+
+    model = Model()
+    fit(model, loader(), loader())
+    assert list(model.epoch_history) == ["loss"]
+    (message,) = messages(recwarn, "Model")
+    assert message == "Model: no step of a validation gave a loss: the weights of its steps are all 0"
+
+
+def test_the_nan_of_a_second_key_does_not_hide_the_first_keys_word(recwarn):
+    class Model(Tracked):
+        epoch_loss_keys = ("loss", "kl")
+
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return {"loss": loss} if self.current_epoch == 0 else None
+
+    fit(Model())
+    words = [message for message in messages(recwarn, "Model:") if "so its mean is nan" in message]
+    assert ["'kl'" in words[0], "'loss'" in words[1]] == [True, True] and len(words) == 2
+
+
+def test_a_metric_that_was_only_updated_is_named_as_that(recwarn):
+    class Model(Tracked):
+        def __init__(self):
+            super().__init__()
+            self.metric = MeanMetric()
+
+        def validation_step(self, batch, batch_idx):
+            self.metric.update(self.loss(batch))
+            self.log("val_loss", self.metric)
+
+    fit(Model(), loader(), loader())
+    (message,) = messages(recwarn, "Model:")
+    assert "logged 'val_loss' (a metric that was only updated)" in message
+
+
+def test_a_stream_that_has_run_dry_is_told(recwarn):
+    class Once(IterableDataset):
+        rows = iter(torch.randn(6, 5))
+
+        def __iter__(self):
+            return ((row[:4], row[4:]) for row in self.rows)
+
+    model = Tracked()
+    fit(model, DataLoader(Once(), 2), max_epochs=3)
+    assert model.epoch_losses[:1] == close(epoch_means(model.steps))
+    assert len(model.epoch_losses) == 3 and all(map(math.isnan, model.epoch_losses[1:]))
+    (message,) = messages(recwarn, "Tracked:")
+    assert "no step of epoch 1 gave a loss for 'loss'" in message and "it was not called" in message

@@ -170,3 +170,26 @@ def test_records_without_loss_among_the_keys():
     fit(model, loader(), loader())
     for row, loss in zip(model.epoch_records(), epoch_means(model.steps), strict=True):
         assert {**row, "epoch": 0} == {"epoch": 0, "mse": close(loss), "mae": 0.5, "val_mse": 1.5, "val_mae": 0.25}
+
+
+def test_rows_and_picture_after_the_losses_alone_were_cleared_have_no_validation_of_before():
+    model = Runs()
+    fit(model, loader(), loader(), max_epochs=3)
+    model.epoch_losses.clear()
+    model.steps.clear()
+    model.runs.clear()
+    fit(model, loader(), loader(), max_epochs=3, check_val_every_n_epoch=3)
+    assert_rows(model.epoch_records(), expected_records(model))
+    (curve,) = [line for line in model.plot_epoch_losses()[1].lines if line.get_label() == "loss (val)"]
+    assert list(curve.get_xdata()) == [2]
+
+
+def test_rows_after_going_back_to_an_earlier_checkpoint(tmp_path):
+    model = Runs()
+    runner = fit(model, loader(), loader(), max_epochs=1)
+    runner.save_checkpoint(tmp_path / "first.ckpt")
+    steps, runs = list(model.steps), list(model.runs)
+    fit(model, loader(), loader(), max_epochs=3)
+    model.steps, model.runs = steps, runs
+    trainer(max_epochs=2).fit(model, loader(), loader(), ckpt_path=tmp_path / "first.ckpt")
+    assert_rows(model.epoch_records(), expected_records(model))

@@ -441,3 +441,56 @@ def test_curves_of_dataloaders_are_those_of_all_ranks():
     model.runs = [{}, *({i: run[i] + other[i] for i in run} for run, other in zip(runs, others, strict=True))]
     history.pop("loss")
     assert history == model.expected()
+
+
+SIZES = [4, 4, 1]
+
+
+class Samples(EpochLossMixin, pl.LightningModule):
+    """Returns what `output` makes of the losses of single samples."""
+
+    output = staticmethod(lambda losses: None)
+
+    def training_step(self, batch, batch_idx):
+        return None
+
+    def validation_step(self, batch, batch_idx):
+        return self.output(batch)
+
+    def configure_optimizers(self):
+        return None
+
+
+def samples():
+    return torch.utils.data.DataLoader([torch.full((size,), float(size)) for size in SIZES], batch_size=None)
+
+
+def test_the_loss_of_the_only_sample_of_a_batch_is_no_mean_where_others_gave_many(recwarn):
+    class Model(Samples):
+        output = staticmethod(lambda losses: {"loss": losses})
+
+    model = Model()
+    fit(model, samples(), samples(), max_epochs=1)
+    assert "val_loss" not in model.epoch_history
+    (message,) = [message for message in messages(recwarn, "Model:") if "validation" in message]
+    assert "returned only 'loss' and gave a Tensor of shape (4,) for it, which is no real scalar" in message
+
+
+def test_a_scalar_beside_the_losses_of_single_samples_is_the_loss():
+    class Model(Samples):
+        output = staticmethod(lambda losses: {"loss": losses, "val_loss": losses.mean()})
+
+    model = Model()
+    with pytest.warns(UserWarning, match=r"^Model: no step of epoch 0 gave a loss"):
+        fit(model, samples(), samples(), max_epochs=1)
+    assert model.epoch_history["val_loss"] == close([mean((size, size) for size in SIZES)])
+
+
+def test_a_loss_with_one_dimension_is_one_in_batches_of_any_size():
+    class Model(Samples):
+        output = staticmethod(lambda losses: {"loss": losses.mean()[None]})
+
+    model = Model()
+    with pytest.warns(UserWarning, match=r"^Model: no step of epoch 0 gave a loss"):
+        fit(model, samples(), samples(), max_epochs=1)
+    assert model.epoch_history["val_loss"] == close([mean((size, size) for size in SIZES)])
