@@ -17,6 +17,7 @@ _SHAPE = {
     "val_epochs": {str: [int]},
     "open": {str: {"mark": (int, type(None)), "totals": _NUMBERS}},
     "ended": {str: [_NUMBERS]},
+    "last": {"mark": (int, type(None)), "totals": _NUMBERS},
     "version": int,
 }
 
@@ -39,14 +40,15 @@ def restore(record: Any, history: History, run: Run) -> None:
     Raises:
         ValueError: the record has another shape; nothing is changed.
     """
-    known = {"version": _VERSION, "ended": {}, **record} if isinstance(record, Mapping) else record
-    read = _read(known, _SHAPE, "")
+    empty = {"version": _VERSION, "ended": {}, "last": {"mark": None, "totals": {}}}
+    read = _read({**empty, **record} if isinstance(record, Mapping) else record, _SHAPE, "")
     if read["version"] > _VERSION:
         raise ValueError(f"version must be {_VERSION} or less for this epoch-mixin, not {read['version']}")
     for stage in {*read["open"], *read["ended"]}.difference(STAGES):
         raise ValueError(f"open.{stage} is no stage")
     totals = [(f"open.{stage}.totals", epoch["totals"]) for stage, epoch in read["open"].items()]
     totals += [(f"ended.{stage}", totals) for stage, epochs in read["ended"].items() for totals in epochs]
+    totals += [("last.totals", read["last"]["totals"])]
     for where, key, pair in ((where, key, pair) for where, pairs in totals for key, pair in pairs.items()):
         if len(pair) != 2 or pair[1] < 0:
             raise ValueError(f"{where}.{key} must be a total and a weight, not {pair!r}")
@@ -68,6 +70,7 @@ def restore(record: Any, history: History, run: Run) -> None:
     history.given = given - set(history.val_epochs)
     run.clear()
     run.ended.update(read["ended"])
+    run.last = read["last"]
     for stage, epoch in read["open"].items():
         run.begin(stage, epoch["mark"]).begins = epoch["totals"]
 
@@ -79,7 +82,8 @@ def _read(value: Any, shape: Any, path: str) -> Any:
         for name in names:
             if name not in value or not isinstance(name, str):
                 raise ValueError(f"{path}{name} is missing" if name in shape else f"{path}{name!r} is no name")
-        return {name: _read(value[name], shape.get(name, shape.get(str)), f"{path}{name}.") for name in names}
+        # Of an enum's members, only the text can be loaded again.
+        return {str.__str__(n): _read(value[n], shape.get(n, shape.get(str)), f"{path}{n}.") for n in names}
     if isinstance(shape, list) and isinstance(value, list):
         return [_read(item, shape[0], path) for item in value]
     if shape is Real and (isinstance(value, Real) or getattr(value, "ndim", None) == 0):

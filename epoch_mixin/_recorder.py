@@ -74,6 +74,7 @@ class Run:
         ended: for each stage the totals of the epochs that have ended and are not settled.
         words: for each stage what a step that gave no loss returned and logged, for a message.
         sizes: for each stage the batch sizes that the tensors of its first batch tell.
+        last: the training epoch that ended last, by its mark, and its totals; over all ranks when it is settled.
         vectors: the stages of which a step gave more than a number for a loss.
     """
 
@@ -87,6 +88,7 @@ class Run:
         self.words: dict[str, str] = {}
         self.sizes: dict[str, list[int]] = {}
         self.vectors: set[str] = set()
+        self.last: dict[str, Any] = {"mark": None, "totals": {}}
 
     def begin(self, stage: str, mark: int | None = None) -> OpenEpoch:
         """Open an epoch in place of one that may be open."""
@@ -97,8 +99,10 @@ class Run:
         """End the stage's epoch on this rank. A training epoch ends the validation that nobody ended."""
         if stage == "train" and "val" in self.open:
             self.end("val", first)
-        totals = self.open.get(stage, OpenEpoch()).totals(first)
+        epoch = self.open.get(stage, OpenEpoch())
+        totals = epoch.totals(first)
         ended = {**self.ended, stage: [*self.ended[stage], totals]}
+        self.last = {"mark": epoch.mark, "totals": totals} if stage == "train" else self.last
         # Both at once: a signal handler that saves a checkpoint may run between any two lines.
         vars(self).update(ended=ended, open={name: self.open[name] for name in self.open if name != stage})
 
@@ -106,7 +110,8 @@ class Run:
         """What is not settled, in plain types."""
         epochs = self.open.items() if with_open else ()
         opened = {stage: {"mark": epoch.mark, "totals": epoch.totals(first)} for stage, epoch in epochs}
-        return {"open": opened, "ended": {stage: list(totals) for stage, totals in self.ended.items()}}
+        ended = {stage: list(totals) for stage, totals in self.ended.items()}
+        return {"open": opened, "ended": ended, "last": self.last}
 
 
 def together(states: list[dict[str, Any]], share: float) -> dict[str, Any]:
@@ -124,7 +129,7 @@ def together(states: list[dict[str, Any]], share: float) -> dict[str, Any]:
         epochs = [state["open"][stage] for state in states if stage in state["open"]]
         if epochs:
             opened[stage] = {**epochs[0], "totals": _summed([epoch["totals"] for epoch in epochs], share)}
-    return {"open": opened, "ended": ended}
+    return {**states[0], "open": opened, "ended": ended}
 
 
 def _summed(parts: Iterable[Totals], share: float = 1.0) -> Totals:
@@ -196,6 +201,13 @@ class History:
                 settle = self._settle_training if stage == "train" else self._settle_validation
                 settle(epoch, keys, totals, means, words.get(stage))
         self.settled = self.epochs(keys)
+
+    def take_back(self, keys: Iterable[str]) -> None:
+        """Forget the last training epoch, which is to be settled again."""
+        epochs = self.epochs(keys)
+        for name, values in self.means.items():
+            if name not in self.val_epochs and isinstance(values, list) and len(values) == epochs > 0:
+                values.pop()
 
     def pad(self, keys: Iterable[str], epochs: int) -> None:
         """Make the next training epoch lie at the index ``epochs``, with NaN where nothing is known."""

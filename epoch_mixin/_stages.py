@@ -62,6 +62,9 @@ class Stage:
     titles: tuple[str, ...]
     mark: Callable[[Trainer], int]
 
+    def __reduce__(self) -> str:
+        return self.name.upper()  # there is one of each, also for a class that was sent to another process
+
 
 def _batches(trainer: Trainer) -> int:
     """How many a fit has had. Under gradient accumulation several validations may share one global step."""
@@ -151,14 +154,14 @@ def _ask(stage: Stage, module: Module, run: Run, args: Any, kwargs: Any) -> tupl
     batch = args[0] if args else kwargs.get(next(iter(inspect.signature(getattr(module, stage.step)).parameters), ""))
     loader = args[2] if len(args) > 2 else kwargs.get("dataloader_idx")
     # An iterator must be left alone.
-    weight, own = (None, False) if hasattr(batch, "__next__") else _weigh(stage, module, run, batch)
+    weight, own = (None, False) if hasattr(type(batch), "__next__") else _weigh(stage, module, run, batch)
     return run, batch, loader, weight, own
 
 
 def _weigh(stage: Stage, module: Module, run: Run, batch: Any) -> tuple[float | Tensor | None, bool]:
     """What a batch counts, if it tells, and whether the user's own ``epoch_loss_weight`` says so."""
     weigh = module.epoch_loss_weight
-    if not hasattr(weigh, "is_default"):
+    if getattr(weigh, "is_default", None) is not True:
         return checked_weight(weigh(batch), type(module).__name__), True
     if stage.name not in run.sizes:
         run.sizes[stage.name] = batch_sizes(batch)
@@ -171,7 +174,7 @@ def _record(stage: Stage, module: Module, asked: tuple[Any, ...] | None, output:
         return
     run, batch, loader, weight, own = asked
     epoch = run.open.get(stage.name) or _open(stage, module, run)
-    if weight is None and hasattr(batch, "__next__"):
+    if weight is None and hasattr(type(batch), "__next__"):
         # Lightning's iterator over dataloaders remembers what it gave (`loops/fetchers.py`).
         fetcher = getattr(batch, "data_fetcher", None)
         batch, combined = getattr(fetcher, "_batch", batch), cast(Any, getattr(fetcher, "combined_loader", None))
@@ -257,6 +260,11 @@ def _begin(stage: Stage, module: Module, run: Run, *_: Any) -> None:
     if stage is TRAIN:
         _weave_again(module)
         if recorder.resumed:
+            if epoch is None and run.last["mark"] == trainer.current_epoch:
+                # Under `max_steps` Lightning goes on in the very epoch at whose end it saved.
+                recorder.history.take_back(module.epoch_loss_keys)
+                epoch = _open(stage, module, run)
+                epoch.begins = run.last["totals"]
             index = trainer.current_epoch if epoch is None or epoch.mark is None else epoch.mark
             recorder.history.pad(module.epoch_loss_keys, index - len(run.ended["train"]))
             recorder.resumed = False
@@ -269,6 +277,8 @@ def _begin(stage: Stage, module: Module, run: Run, *_: Any) -> None:
 def _close(stage: Stage, module: Module, run: Run, *_: Any) -> None:
     """End an epoch, and settle it where all ranks meet."""
     trainer, epoch = _trainer(module), run.open.get(stage.name)
+    if trainer and not epoch:
+        return  # a callback calls the hook by hand
     # After some resumes Lightning passes an epoch by, and does not even look for a batch: no step is missed there.
     passed_by = trainer is not None and epoch is not None and epoch.batches == _batches(trainer)
     passed_by = passed_by and bool(trainer and trainer.fit_loop.epoch_loop.batch_progress.current.ready)
@@ -307,9 +317,14 @@ def _weave_again(module: Module) -> None:
             module._epoch_recorder.history.warn_once("again", message)
 
 
+def _runner(module: Module) -> Trainer | None:
+    """The Trainer that runs the module: at work, or at rest and saving it."""
+    return module.__dict__.get("_trainer") if module._current_fx_name == "on_save_checkpoint" else _trainer(module)
+
+
 def _ranks(module: Module) -> tuple[int, bool, float]:
     """The number of ranks, whether this one is the first or shares its copy of the model, and how much each counts."""
-    trainer = module.__dict__.get("_trainer")
+    trainer = _runner(module)
     if trainer is None and torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_world_size(), torch.distributed.get_rank() == 0, 1.0
     # A Trainer on one device does not take part in a group that others have set up around it.
@@ -324,7 +339,7 @@ def _all_validate(module: Module) -> bool:
     """Whether no rank can be elsewhere while this one validates."""
     trainer = _trainer(module)
     if trainer is None or _ranks(module)[0] == 1:
-        return True
+        return _ranks(module)[0] == 1  # by hand, one rank may validate for all
     # It may go by its own clock; or have nothing to validate on, and skip validation, hooks and all. Otherwise
     # Lightning refuses a rank with an empty dataloader (`has_len_all_ranks` of `utilities/data.py`).
     hooks, empty = (module, getattr(trainer, "datamodule", None)), "allow_zero_length_dataloader_with_multiple_devices"
@@ -341,13 +356,15 @@ def _meet(module: Module, run: Run, with_open: bool = False) -> dict[str, Any]:
     words = {stage: run.words.pop(stage, None) for stage, epochs in run.ended.items() if epochs}
     for epochs in run.ended.values():
         epochs.clear()
+    if state["ended"]["train"]:
+        run.last["totals"] = state["ended"]["train"][-1]
     module._epoch_recorder.history.settle(state["ended"], words, module.epoch_loss_keys)
-    return {**state, "ended": {}}
+    return {**state, "ended": {}, "last": run.last}
 
 
 def _gather(module: Module, state: dict[str, Any], size: int = 4096) -> list[dict[str, Any]]:
     """What each rank says, in one collective; in a second one where one has more to say than all expect."""
-    said, trainer = json.dumps(state).encode(), module.__dict__.get("_trainer")
+    said, trainer = json.dumps(state).encode(), _runner(module)
     row = torch.tensor([*len(said).to_bytes(8, "big"), *said[:size].ljust(size)], dtype=torch.uint8)[None]
     if trainer is not None:
         # Not the module's device: it may be back on the CPU, of which a group of GPUs knows nothing.
@@ -368,12 +385,15 @@ def _first_dict(args: Any, kwargs: Any) -> Any:
 
 def _save(module: Module, args: Any, kwargs: Any) -> None:
     recorder, checkpoint = module._epoch_recorder, _first_dict(args, kwargs)
-    by_trainer = module._current_fx_name == "on_save_checkpoint"
-    trainer = module.__dict__.get("_trainer") if by_trainer else _trainer(module)
+    attached = module.__dict__.get("_trainer")
+    if _RECORD in checkpoint and attached is not None and attached.lightning_module is not module:
+        return  # it is part of another module, whose record this is
+    trainer = _runner(module)
     run = recorder.by_hand if trainer is None else recorder.fit
     # An exception may have befallen this rank alone; SIGTERM, Lightning tells all.
     stopped = trainer is not None and trainer.interrupted and not getattr(trainer, "received_sigterm", False)
-    alone = stopped or (trainer is not None and not by_trainer) or _ranks(module)[0] == 1
+    by_hand = trainer is not None and module._current_fx_name != "on_save_checkpoint"
+    alone = stopped or by_hand or _ranks(module)[0] == 1
     # Lightning's hooks open and end the same epochs on all ranks.
     unsettled = run.state() if alone or not run.open else _meet(module, run, with_open=True)
     checkpoint[_RECORD] = saved(recorder.history, unsettled)

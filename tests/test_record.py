@@ -3,6 +3,7 @@ import json
 import math
 import re
 from collections import OrderedDict
+from enum import Enum
 from fractions import Fraction
 
 import numpy as np
@@ -22,6 +23,7 @@ GOOD = {
         "val": {"mark": None, "totals": {}},
     },
     "ended": {"val": [{"loss": [4.0, 2.0]}], "train": []},
+    "last": {"mark": 1, "totals": {"loss": [3.0, 2.0]}},
 }
 MISSING = object()
 
@@ -147,12 +149,22 @@ def test_a_record_goes_through_json_and_goes_on_where_it_stood():
     assert history.val_epochs == {"val_loss": [1, 2]}
 
 
-@pytest.mark.parametrize("fields", [["version"], ["ended"], ["version", "ended"]])
+@pytest.mark.parametrize("fields", [["version"], ["ended"], ["last"], ["version", "ended", "last"]])
 def test_records_of_older_versions_load(fields):
     record = {name: value for name, value in GOOD.items() if name not in fields}
+    empty = {"version": 1, "ended": {"train": [], "val": []}, "last": {"mark": None, "totals": {}}}
     history, run = restored(record)
-    expected = GOOD if "ended" not in fields else {**GOOD, "ended": {"train": [], "val": []}}
-    assert saved(history, run.state()) == expected
+    assert saved(history, run.state()) == {**GOOD, **{name: empty[name] for name in fields}}
+
+
+def test_names_are_plain_text_whatever_a_user_had_for_them():
+    class Key(str, Enum):
+        LOSS = "loss"
+
+    history, run = restored({**GOOD, "history": {Key.LOSS: [0.5], np.str_("kl"): [1.0]}, "val_epochs": {}})
+    record = saved(history, run.state())
+    assert record["history"] == {"loss": [0.5], "kl": [1.0]}
+    assert {type(name) for name in (*record["history"], *history.means)} == {str}
 
 
 def test_a_loaded_record_is_not_shared_with_the_checkpoint():

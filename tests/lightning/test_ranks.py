@@ -337,3 +337,30 @@ def launch_each(strategy, root, endings):
 @pytest.mark.slow
 def test_history_comes_home_past_a_state_dict_of_the_users(tmp_path):
     run(launch_each, [("ddp_fork", tmp_path, ("filtered", "plain", "emptied", "none"))], seconds=30)
+
+
+class ValidatingLoop(Loop):
+    def validation_step(self, batch, batch_idx):
+        return batch.mean()
+
+
+def validate_on_first_rank(rank):
+    torch.manual_seed(0)
+    launch("Fabric")
+    model = ValidatingLoop()
+    for _ in range(2):
+        for index, batch in enumerate(shard(rank, 2, 21, 4)):
+            model.training_step(batch, index)
+        if rank == 0:
+            model.validation_step(torch.ones(1), 0)
+            model.on_validation_epoch_end()
+        model.on_train_epoch_end()
+    return model.noted, model.epoch_history
+
+
+@pytest.mark.slow
+def test_a_loop_that_validates_on_the_first_rank_alone():
+    seen = run_ranks(validate_on_first_rank, 2, seconds=30)
+    for _, history in seen:
+        epochs = [mean(pair for noted, _ in seen for pair in noted[part]) for part in (slice(3), slice(3, None))]
+        assert history == {"loss": close(epochs), "val_loss": [1.0, 1.0]}

@@ -185,6 +185,24 @@ def test_resume_with_nothing_left_to_train_ends_the_cut_off_epoch(tmp_path):
     assert again.epoch_losses == pytest.approx(model.epoch_losses, rel=1e-9, abs=0)
 
 
+@pytest.mark.parametrize("loaders", [[TRAIN], [TRAIN, VAL]], ids=["no validation", "validation"])
+@pytest.mark.parametrize(("first", "second"), [(8, 12), (10, 14), (8, 8)])
+def test_resume_of_what_was_saved_when_the_steps_were_all_made(tmp_path, loaders, first, second):
+    saving = pl.callbacks.ModelCheckpoint(tmp_path, "{step}")
+    fit(Tracked(), *loaders, callbacks=[saving], enable_checkpointing=True, max_steps=first)
+    saving = pl.callbacks.ModelCheckpoint(tmp_path, "again {step}")
+    again = Tracked()
+    path = tmp_path / f"step={first}.ckpt"
+    runner = fit(again, *loaders, callbacks=[saving], enable_checkpointing=True, max_steps=second, ckpt_path=path)
+    assert_history(again)
+    assert len(again.epoch_records()) == len({note[1] for note in again.notes})
+    path = tmp_path / "saved.ckpt"
+    runner.save_checkpoint(path)
+    third = Tracked()
+    fit(third, *loaders, ckpt_path=path, max_steps=second + 3)
+    assert_history(third)
+
+
 def assert_next_fit_is_clean(model, *loaders):
     before = {name: list(losses) for name, losses in model.epoch_history.items()}
     model.notes.clear()
