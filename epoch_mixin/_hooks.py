@@ -56,23 +56,32 @@ class Woven:
             kwargs)``.
     """
 
-    __slots__ = ("find", "function", "spec")
+    __slots__ = ("changed", "find", "function", "of_class", "spec")
 
     def __init__(self, name: str, before: Any, after: Any, guard: str, heard: bool) -> None:
         self.spec = name, before, after, guard, heard
         self.function: Any = None
+        self.changed: Any = None
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        function = self.function or self.make(owner or type(instance))
+        if self.function is None or (self.changed is not None and self.changed()):
+            self.make(owner or type(instance))
         if instance is None:
-            return function
-        return _dress(partial(function, instance), self.find(instance)) if self.find else MethodType(function, instance)
+            return self.of_class(owner)
+        if self.find is None:
+            return MethodType(self.function, instance)
+        method = self.find(instance)
+        return _dress(partial(self.function, instance), method) if callable(method) else method
 
     def __reduce__(self) -> Any:
         return Woven, self.spec
 
-    def make(self, owner: type) -> Any:
-        """Make the wrapper; a class that came out of a pickle has none yet."""
+    @property
+    def __isabstractmethod__(self) -> bool:
+        return getattr(self.function, "__isabstractmethod__", False)
+
+    def make(self, owner: type) -> None:
+        """Make the wrapper: at first, after a pickle, and where a base that the method comes from was patched."""
         name, before, after, guard, heard = self.spec
         cls = next(base for base in owner.__mro__ if vars(base).get(name) is self)
         own_of, key = vars(cls).get, _OWN + name
@@ -86,58 +95,101 @@ class Woven:
             bind = getattr(type(own), "__get__", None)
             return bind(own, self, type(self)) if bind else own
 
-        def woven(self: Any, *args: Any, **kwargs: Any) -> Any:
-            call = (get_ident(), id(self), guard)
-            if call in _running:
-                return find(self)(*args, **kwargs)
-            watcher = _watch(None)
-            notes: list[Any] = []
-            try:
-                _running[call] = notes  # within `try`: an interrupt right behind it must not leave it there
-                asked = before and before(self, args, kwargs)
-                own = own_of(key)
-                _watch(watcher)
-                # The first is quicker.
-                output = own(self, *args, **kwargs) if type(own) is FunctionType else find(self)(*args, **kwargs)
-                _watch(None)
-                if after:
-                    after(self, asked, output, notes)
-            finally:
-                _running.pop(call, None)
-                _watch(watcher)
-            return output
-
-        def listening(self: Any, *args: Any, **kwargs: Any) -> Any:
-            output = find(self)(*args, **kwargs)
-            notes = _running.get((get_ident(), id(self), guard))
-            if notes is not None:
+        def wrapper(find: Any) -> Any:
+            def woven(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+                call = (get_ident(), id(self), guard)
+                if call in _running or not (isinstance(self, cls) or _has(type(self), name)):
+                    return find(self)(*args, **kwargs)
                 watcher = _watch(None)
-                after(self, notes, args, kwargs)  # behind what a parent's method has heard, for the last note counts
-                _watch(watcher)
-            return output
+                notes: list[Any] = []
+                try:
+                    _running[call] = notes  # within `try`: an interrupt right behind it must not leave it there
+                    asked = before and before(self, args, kwargs)
+                    own = own_of(key)
+                    _watch(watcher)
+                    # The first is quicker.
+                    output = own(self, *args, **kwargs) if type(own) is FunctionType else find(self)(*args, **kwargs)
+                    _watch(None)
+                    if after:
+                        after(self, asked, output, notes)
+                finally:
+                    _running.pop(call, None)
+                    _watch(watcher)
+                return output
+
+            def listening(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+                output = find(self)(*args, **kwargs)
+                notes = _running.get((get_ident(), id(self), guard))
+                if notes is not None:
+                    watcher = _watch(None)
+                    after(self, notes, args, kwargs)  # behind what a parent's has heard, for the last note counts
+                    _watch(watcher)
+                return output
+
+            return skip(listening if heard else woven)
+
+        def of_class(owner: type) -> Any:
+            own = own_of(key)
+            if own is not None:
+                bind = getattr(type(own), "__get__", None)
+                return self.function if type(own) is FunctionType else bind(own, None, owner) if bind else own
+            # Who asks a class for what it inherits means the class's own order of bases, whatever the instance's.
+            method = getattr(super(cls, owner), name)
+            if type(method) is not FunctionType or is_woven(method):
+                return method
+            return _dress(wrapper(lambda self: method.__get__(self)), method)
 
         # What is public wraps the function, which costs each step a tenth more, and from torch 2.8 on loses `self`.
         from torch._dynamo.decorators import skip  # Lightning has loaded it; before that, it would take seconds
 
-        for function in (find, woven, listening, Woven.__get__):
+        for function in (find, Woven.__get__):
             skip(function)
-        places = (vars(base).get(place) for base in cls.__mro__ for place in (name, key))
-        found = next(method for method in places if method is not None and not isinstance(method, Woven))
+        place, found = _found(cls, name)
+        entry = vars(place)[name]
         # What is no function may give methods of any looks.
         self.find = None if isinstance(found, FunctionType) else find
-        self.function = _dress(listening if heard else woven, found)
-        return self.function
+        self.of_class = of_class
+        self.function = _dress(wrapper(find), found)
+        if place is not cls and not heard:
+            # The stubs of the last base are not called in each step; another base may hide them any time.
+            stub = place.__name__ == "LightningModule"
+            self.changed = lambda: vars(place).get(name) is not entry or (stub and _found(cls, name)[0] is not place)
+
+
+class _Abstract:
+    """Hides that a method is abstract, from `ABCMeta`: it lies under another name."""
+
+    def __init__(self, method: Any) -> None:
+        self.method = method
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self.method.__get__(instance, owner)
+
+
+def _has(cls: type, name: str) -> bool:
+    return any(isinstance(vars(base).get(name), Woven) for base in cls.__mro__)
+
+
+def _found(cls: type, name: str) -> tuple[type, Any]:
+    """The class that has the method that a class has or inherits, and the method."""
+    for base in cls.__mro__:
+        found = vars(base).get(_OWN + name, vars(base).get(name))
+        if name in vars(base) and not isinstance(found, Woven):
+            return base, found.method if isinstance(found, _Abstract) else found
+    return cls, None
 
 
 def weave(cls: type, name: str, before: Any = None, after: Any = None, guard: str = "", heard: bool = False) -> bool:
     """Put an entry into a class, for which see `Woven`. Returns whether there is such a method."""
-    if getattr(cls, name, None) is None:
+    # By what lies in the classes: a descriptor may be asked through an instance alone.
+    found = _found(cls, name)[1]
+    if found is None or not (callable(found) or hasattr(type(found), "__get__")):
         return False
     own = vars(cls).get(name)
     if own is None and _OWN + name in vars(cls):  # it has gone since the class was woven
         delattr(cls, _OWN + name)
     elif own is not None and not isinstance(own, Woven):
-        setattr(cls, _OWN + name, own)
+        setattr(cls, _OWN + name, _Abstract(own) if getattr(own, "__isabstractmethod__", False) else own)
     entry = Woven(name, before, after, guard or name, heard)
     setattr(cls, name, entry)
     entry.make(cls)
