@@ -50,7 +50,6 @@ class Stage:
         name: its name in the record.
         running: what Lightning calls it while it runs (`RunningStage` of ``trainer/states.py``).
         step: its step.
-        hooks: how the names of its hooks begin.
         titles: what people write before a loss that they log.
         mark: tells its epochs apart, before a resume and after.
     """
@@ -58,7 +57,6 @@ class Stage:
     name: str
     running: str
     step: str
-    hooks: str
     titles: tuple[str, ...]
     mark: Callable[[Trainer], int]
 
@@ -71,37 +69,8 @@ def _batches(trainer: Trainer) -> int:
     return trainer.fit_loop.total_batch_idx
 
 
-TRAIN = Stage("train", "train", "training_step", "on_train_epoch", ("train", "training"), lambda it: it.current_epoch)
-VAL = Stage("val", "validate", "validation_step", "on_validation_epoch", ("val", "valid", "validation"), _batches)
-
-
-@cache
-def _parts() -> dict[str, dict[str, Any]]:
-    """What is woven into which method, as `weave` takes it."""
-    parts: dict[str, dict[str, Any]] = {
-        "test_step": {"guard": "step"},
-        "predict_step": {"guard": "step"},
-        "log": {"after": _listen, "guard": "step", "heard": True},
-        "log_dict": {"after": _listen, "guard": "step", "heard": True},
-        "setup": {"before": _set_up},
-        # A fit that goes on in an epoch's middle has no other start.
-        "on_train_start": {"before": partial(_in_run, _begin, TRAIN, "on_train_start")},
-        "on_fit_end": {"before": _end_brought},
-        "on_save_checkpoint": {"before": _save},
-        "on_load_checkpoint": {"before": _load},
-        "teardown": {"after": _send_home},
-        "load_state_dict": {"before": _come_home},
-    }
-    for stage in (TRAIN, VAL):
-        own: dict[str, Any] = {stage.step: _ask, stage.hooks + "_start": _begin, stage.hooks + "_end": _close}
-        parts |= {name: {"before": partial(_in_run, part, stage, name)} for name, part in own.items()}
-        parts[stage.step] |= {"after": partial(_record, stage), "guard": "step"}
-    return parts
-
-
-def weave_into(cls: type, again: bool = False) -> list[str]:
-    """Weave recording into a class, or what has gone since into one that was woven; return the methods' names."""
-    return [name for name, part in _parts().items() if not (again and name in vars(cls)) and weave(cls, name, **part)]
+TRAIN = Stage("train", "train", "training_step", ("train", "training"), lambda it: it.current_epoch)
+VAL = Stage("val", "validate", "validation_step", ("val", "valid", "validation"), _batches)
 
 
 def check_keys(keys: Any, owner: str) -> None:
@@ -427,3 +396,35 @@ def _come_home(module: Module, args: Any, kwargs: Any) -> None:
     state = _first_dict(args, kwargs)
     if _RECORD in state:
         restore(state.pop(_RECORD), module._epoch_recorder.history, module._epoch_recorder.fit)
+
+
+# What is woven into which method, as `weave` takes it.
+_PARTS: dict[str, dict[str, Any]] = {
+    "test_step": {"guard": "step"},
+    "predict_step": {"guard": "step"},
+    TRAIN.step: {
+        "before": partial(_in_run, _ask, TRAIN, TRAIN.step),
+        "after": partial(_record, TRAIN),
+        "guard": "step",
+    },
+    VAL.step: {"before": partial(_in_run, _ask, VAL, VAL.step), "after": partial(_record, VAL), "guard": "step"},
+    "log": {"after": _listen, "guard": "step", "heard": True},
+    "log_dict": {"after": _listen, "guard": "step", "heard": True},
+    "setup": {"before": _set_up},
+    # A fit that goes on in an epoch's middle has no other start.
+    "on_train_start": {"before": partial(_in_run, _begin, TRAIN, "on_train_start")},
+    "on_train_epoch_start": {"before": partial(_in_run, _begin, TRAIN, "on_train_epoch_start")},
+    "on_train_epoch_end": {"before": partial(_in_run, _close, TRAIN, "on_train_epoch_end")},
+    "on_validation_epoch_start": {"before": partial(_in_run, _begin, VAL, "on_validation_epoch_start")},
+    "on_validation_epoch_end": {"before": partial(_in_run, _close, VAL, "on_validation_epoch_end")},
+    "on_fit_end": {"before": _end_brought},
+    "on_save_checkpoint": {"before": _save},
+    "on_load_checkpoint": {"before": _load},
+    "teardown": {"after": _send_home},
+    "load_state_dict": {"before": _come_home},
+}
+
+
+def weave_into(cls: type, again: bool = False) -> list[str]:
+    """Weave recording into a class, or what has gone since into one that was woven; return the methods' names."""
+    return [name for name, part in _PARTS.items() if not (again and name in vars(cls)) and weave(cls, name, **part)]
