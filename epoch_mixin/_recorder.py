@@ -7,6 +7,7 @@ ranks meet, what each of them ended is put `together` and *settled*: written int
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -40,16 +41,13 @@ class OpenEpoch:
 
     mark: int | None = None
     begins: Totals = field(default_factory=dict)
-    means: dict[str, ExactMean] = field(default_factory=dict)
+    means: dict[str, ExactMean] = field(default_factory=lambda: defaultdict(new_mean))
     batches: int | None = None
 
     def add(self, key: str, loss: Tensor, weight: float | Tensor) -> None:
         """Record a loss: detached, without dimensions, never to be changed again."""
-        mean = self.means.get(key)
-        if mean is None:
-            mean = self.means[key] = new_mean()
         # Past the bookkeeping that torchmetrics puts around it, which costs more than all the rest.
-        ExactMean.update(mean, loss, weight)
+        ExactMean.update(self.means[key], loss, weight)
 
     def mean(self, key: str) -> Tensor:
         """The mean so far on this rank, float64, without dimensions; NaN before the first loss."""
