@@ -13,6 +13,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+# A loss; or the reason why there is none, which is ``None`` for what was left out on purpose.
+Read = Tensor | str | None
+
 _in_transform = torch._C._functorch.is_functorch_wrapped_tensor
 # What else a batch may be made of. Other things that can be iterated over (arrays, datasets, iterators) would have to
 # be read, at a price, to find a tensor in them.
@@ -66,7 +69,7 @@ def _is_plain(item: Any) -> bool:
 
 def losses_in(
     output: Any, logged: Mapping[str, Any], names: Mapping[str, tuple[str, ...]], dims: bool = True
-) -> dict[str, Tensor | str | None]:
+) -> dict[str, Read]:
     """The losses that a step returned and logged, by key; for each, where there is none, the reason.
 
     Args:
@@ -76,7 +79,7 @@ def losses_in(
         dims: whether a returned tensor with one element may have dimensions.
 
     Returns:
-        The losses as in `as_loss`. The reason is ``None`` for what was left out on purpose, with ``None``.
+        The losses as in `as_loss`.
     """
     returned = _returned(output)
     losses = {}
@@ -106,7 +109,7 @@ def _returned(output: Any) -> Mapping[str, Any]:
     return output if type(output) is dict else {"loss": output}
 
 
-def as_loss(value: Any, dims: bool = True) -> Tensor | str | None:
+def as_loss(value: Any, dims: bool = True) -> Read:
     """The value as a detached copy without dimensions; what it is, if it is no loss; ``None`` for ``None``.
 
     One element with dimensions is a loss where these are allowed.
