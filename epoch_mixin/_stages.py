@@ -332,7 +332,7 @@ def _meet(module: Module, run: Run, with_open: bool = False) -> dict[str, Any]:
 
 
 def _gather(module: Module, state: dict[str, Any], size: int = 4096) -> list[dict[str, Any]]:
-    """What each rank says, in one collective; in a second one where one has more to say than all expect."""
+    """What each rank says, in one collective of a size that all know; in a second one where one has more to say."""
     said, trainer = json.dumps(state).encode(), _runner(module)
     row = torch.tensor([*len(said).to_bytes(8, "big"), *said[:size].ljust(size)], dtype=torch.uint8)[None]
     if trainer is not None:
