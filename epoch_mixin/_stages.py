@@ -137,7 +137,7 @@ def _weigh(stage: Stage, module: Module, run: Run, batch: Any) -> tuple[float | 
     return batch_size(batch), False
 
 
-def _record(stage: Stage, module: Module, asked: tuple[Any, ...] | None, output: Any, notes: list[Any]) -> None:
+def _add(stage: Stage, module: Module, asked: tuple[Any, ...] | None, output: Any, notes: list[Any]) -> None:
     """Behind a step, record the losses that it returned and logged."""
     if asked is None:
         return
@@ -402,12 +402,8 @@ def _come_home(module: Module, args: Any, kwargs: Any) -> None:
 _PARTS: dict[str, dict[str, Any]] = {
     "test_step": {"guard": "step"},
     "predict_step": {"guard": "step"},
-    TRAIN.step: {
-        "before": partial(_in_run, _ask, TRAIN, TRAIN.step),
-        "after": partial(_record, TRAIN),
-        "guard": "step",
-    },
-    VAL.step: {"before": partial(_in_run, _ask, VAL, VAL.step), "after": partial(_record, VAL), "guard": "step"},
+    TRAIN.step: {"before": partial(_in_run, _ask, TRAIN, TRAIN.step), "after": partial(_add, TRAIN), "guard": "step"},
+    VAL.step: {"before": partial(_in_run, _ask, VAL, VAL.step), "after": partial(_add, VAL), "guard": "step"},
     "log": {"after": _listen, "guard": "step", "heard": True},
     "log_dict": {"after": _listen, "guard": "step", "heard": True},
     "setup": {"before": _set_up},
