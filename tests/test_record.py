@@ -3,7 +3,7 @@ import json
 import math
 import re
 from collections import OrderedDict
-from enum import Enum
+from enum import StrEnum
 from fractions import Fraction
 
 import numpy as np
@@ -158,7 +158,7 @@ def test_records_of_older_versions_load(fields):
 
 
 def test_names_are_plain_text_whatever_a_user_had_for_them():
-    class Key(str, Enum):
+    class Key(StrEnum):
         LOSS = "loss"
 
     history, run = restored({**GOOD, "history": {Key.LOSS: [0.5], np.str_("kl"): [1.0]}, "val_epochs": {}})

@@ -1,8 +1,10 @@
 """Whatever ran without the mixin runs with it, just the same: classes, steps of any kind, threads, compilers."""
 
+import collections
 import functools
 import inspect
 import operator
+import pickle
 import sys
 import threading
 import types
@@ -19,6 +21,7 @@ from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signatu
 from torch._dynamo.testing import CompileCounter
 
 from epoch_mixin import EpochLossMixin
+from epoch_mixin._stages import TRAIN, VAL
 from tests.helpers import Tracked, Witness, close, epoch_means, fit, loader, mean, trainer
 
 T = TypeVar("T")
@@ -684,3 +687,50 @@ def test_a_run_that_is_well_says_nothing_of_us(recwarn):
 def test_a_weight_that_is_no_method_is_refused_by_name(weight):
     with pytest.raises(TypeError, match=r"Model\.epoch_loss_weight must be a method"):
         type("Model", (Tracked,), {"epoch_loss_weight": weight})
+
+
+@pytest.mark.parametrize("missing", [lambda self, name: self[name], lambda self, name: type(self)()])
+def test_a_batch_that_answers_to_any_name_is_not_asked(missing):
+    Batch = type("Batch", (collections.defaultdict,), {"__getattr__": missing})
+
+    class Model(Tracked):
+        def training_step(self, batch, batch_idx):
+            assert set(batch) == {"x", "y"}
+            return super().training_step((batch["x"], batch["y"]), batch_idx)
+
+    def collate(samples):
+        return Batch(Batch, zip("xy", torch.utils.data.default_collate(samples)))
+
+    model = Model()
+    fit(model, torch.utils.data.DataLoader(loader().dataset, 5, collate_fn=collate))
+    assert model.epoch_losses == close(epoch_means(model.steps))
+
+
+def test_a_class_that_was_pickled_by_value_knows_its_stages():
+    for stage in (TRAIN, VAL):
+        assert pickle.loads(pickle.dumps(functools.partial(print, stage))).args == (stage,)
+
+
+def test_a_hook_that_a_callback_calls_ends_no_epoch():
+    class Calls(pl.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            module.on_train_epoch_end()
+
+    model = Tracked()
+    fit(model, callbacks=[Calls()])
+    assert model.epoch_losses == close(epoch_means(model.steps))
+
+
+def test_a_part_that_is_asked_to_save_itself_leaves_the_record_of_the_whole(tmp_path):
+    class Whole(Tracked):
+        def __init__(self):
+            super().__init__()
+            self.part = Tracked()
+
+        def on_save_checkpoint(self, checkpoint):
+            self.part.on_save_checkpoint(checkpoint)
+
+    model = Whole()
+    fit(model).save_checkpoint(tmp_path / "whole.ckpt")
+    saved = torch.load(tmp_path / "whole.ckpt", weights_only=True)
+    assert saved["epoch_mixin"]["history"]["loss"] == model.epoch_losses
