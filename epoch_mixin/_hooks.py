@@ -5,14 +5,15 @@ mixin overrides nothing. Whenever a class is made, `weave` puts an entry of its 
 class defines the method or inherits it. The entry gives a wrapper that runs our part beside the user's code:
 
 - The user's own method stays in the class under another name. A wrapper without one goes on to the next class in the
-  method resolution order, so that diamonds of bases, and bases that are patched later, work as they do without us.
+  method resolution order, so that diamonds of bases, and bases that are patched later, work as they do without us; who
+  asks a class, and no instance, gets what that class would give.
 - A method that calls its parent's through ``super()`` meets a second wrapper, and a step may call another step. Only
   the outermost call of an instance in a thread counts; inner ones go straight to the user's code.
 - To Lightning the method looks like the user's own. It reads the code and the arguments of a hook through one level of
   ``__wrapped__`` (``is_overridden``, ``is_param_in_hook_signature``), so the wrapper points to where the user's method
   would have pointed. Under ``torch.compile`` only the user's method is compiled.
-- An entry is no function, and holds neither class nor function that could lead back to it: a notebook's ``%autoreload``
-  would write new code into a function, and lose its way in a circle, as ``dill`` would. So it updates the user's own.
+- An entry is no function, and gives away neither class nor function that could lead back to it: ``%autoreload`` of a
+  notebook would write new code into a function, and lose its way in a circle, as ``dill`` would. It updates the user's own.
 
 What this cannot reach is a class that is made in silence, since one of its bases has an ``__init_subclass__`` without
 ``super()``; the mixin refuses such a class as soon as it is used.
@@ -54,17 +55,24 @@ class Woven:
         guard: methods with the same guard count as one call where one calls another.
         heard: whether the method is only heard within a call that has this guard, by ``after(self, notes, args,
             kwargs)``.
+
+    Attributes:
+        function: the wrapper.
+        find: gives the method that an instance would have; ``None`` where that is a function.
+        of_class: gives what a class would.
+        found: what lies in the base that the method is inherited from, and ``look`` gives what lies there now.
     """
 
-    __slots__ = ("changed", "find", "function", "of_class", "spec")
+    __slots__ = ("find", "found", "function", "look", "of_class", "spec")
 
     def __init__(self, name: str, before: Any, after: Any, guard: str, heard: bool) -> None:
         self.spec = name, before, after, guard, heard
         self.function: Any = None
-        self.changed: Any = None
+        self.look: Any = None
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        if self.function is None or (self.changed is not None and self.changed()):
+        look = self.look
+        if self.function is None or (look is not None and look(self.spec[0]) is not self.found):
             self.make(owner or type(instance))
         if instance is None:
             return self.of_class(owner)
@@ -145,15 +153,15 @@ class Woven:
         for function in (find, Woven.__get__):
             skip(function)
         place, found = _found(cls, name)
-        entry = vars(place)[name]
         # What is no function may give methods of any looks.
         self.find = None if isinstance(found, FunctionType) else find
         self.of_class = of_class
         self.function = _dress(wrapper(find), found)
+        self.found = vars(place)[name]
         if place is not cls and not heard:
-            # The stubs of the last base are not called in each step; another base may hide them any time.
+            # The last base has stubs, which no step calls, and which another base may hide at any time.
             stub = place.__name__ == "LightningModule"
-            self.changed = lambda: vars(place).get(name) is not entry or (stub and _found(cls, name)[0] is not place)
+            self.look = (lambda name: vars(_found(cls, name)[0])[name]) if stub else vars(place).get
 
 
 class _Abstract:

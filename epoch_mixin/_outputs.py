@@ -81,7 +81,7 @@ def losses_in(
     Returns:
         The losses as in `as_loss`.
     """
-    returned = _returned(output)
+    returned = {"loss": output} if isinstance(output, Tensor) else _returned(output)
     losses = {}
     for key, aliases in names.items():
         loss = as_loss(returned.get(key), dims)
@@ -103,10 +103,10 @@ def losses_in(
 
 
 def _returned(output: Any) -> Mapping[str, Any]:
-    if type(output) is not dict and not isinstance(output, Tensor) and isinstance(output, Mapping):
-        with suppress(Exception):  # a mapping of unknown making may raise whatever it is asked
-            return dict(output.items())
-    return output if type(output) is dict else {"loss": output}
+    with suppress(Exception):  # a mapping of unknown making may raise whatever it is asked
+        if isinstance(output, Mapping):
+            return output if type(output) is dict else dict(output.items())
+    return {"loss": output}
 
 
 def as_loss(value: Any, dims: bool = True) -> Read:

@@ -104,17 +104,17 @@ def _fitting(module: Module) -> Trainer | None:
     return trainer if trainer is not None and trainer.state.fn == "fit" else None
 
 
-def _in_run(part: Callable[..., Any], stage: Stage, called: str, module: Module, *given: Any) -> Any:
+def _in_run(part: Callable[..., Any], stage: Stage, called: str, module: Module, args: Any, kwargs: Any) -> Any:
     """Run a part of ours, with the run that a call of a method belongs to; ``None`` if it is not to be recorded.
 
     Where a Trainer is at work, only what it calls itself is, in this stage of a fit.
     """
     trainer = _trainer(module)
     if trainer is None:
-        return part(stage, module, module._epoch_recorder.by_hand, *given)
+        return part(stage, module, module._epoch_recorder.by_hand, args, kwargs)
     state: Any = trainer.state
     if state.stage._value_ == stage.running and state.fn._value_ == "fit" and module._current_fx_name == called:
-        return part(stage, module, module._epoch_recorder.fit, *given)
+        return part(stage, module, module._epoch_recorder.fit, args, kwargs)
     return None
 
 
@@ -122,17 +122,18 @@ def _ask(stage: Stage, module: Module, run: Run, args: Any, kwargs: Any) -> tupl
     """Ahead of a step, ask what its batch counts, for the step may change it."""
     batch = args[0] if args else kwargs.get(next(iter(inspect.signature(getattr(module, stage.step)).parameters), ""))
     loader = args[2] if len(args) > 2 else kwargs.get("dataloader_idx")
-    # An iterator must be left alone.
-    weight, own = (None, False) if hasattr(type(batch), "__next__") else _weigh(stage, module, run, batch)
-    return run, batch, loader, weight, own
+    return run, batch, loader, *_weigh(stage, module, run, batch)
 
 
 def _weigh(stage: Stage, module: Module, run: Run, batch: Any) -> tuple[float | Tensor | None, bool]:
     """What a batch counts, if it tells, and whether the user's own ``epoch_loss_weight`` says so."""
     weigh = module.epoch_loss_weight
-    if getattr(weigh, "is_default", None) is not True:
-        return checked_weight(weigh(batch), type(module).__name__), True
-    if stage.name not in run.sizes:
+    own = getattr(weigh, "is_default", None) is not True
+    if own or stage.name not in run.sizes:
+        if hasattr(type(batch), "__next__"):  # an iterator must be left alone
+            return None, False
+        if own:
+            return checked_weight(weigh(batch), type(module).__name__), True
         run.sizes[stage.name] = batch_sizes(batch)
     return batch_size(batch), False
 

@@ -63,7 +63,7 @@ def check_callback(output):
 def check_running_mean(output):
     losses = last_list(output)
     assert len(losses) == 3 and losses == sorted(losses, reverse=True)
-    assert "mean_loss=" in output
+    assert re.search("mean_loss[=:]", output)  # Lightning takes another progress bar where `rich` is installed
     assert re.search(r"batches skipped: [1-9]", output)
 
 
