@@ -122,15 +122,15 @@ def _ask(stage: Stage, module: Module, run: Run, args: Any, kwargs: Any) -> tupl
     """Ahead of a step, ask what its batch counts, for the step may change it."""
     batch = args[0] if args else kwargs.get(next(iter(inspect.signature(getattr(module, stage.step)).parameters), ""))
     loader = args[2] if len(args) > 2 else kwargs.get("dataloader_idx")
-    return run, batch, loader, *_weigh(stage, module, run, batch)
+    return run, batch, loader, *_weigh(stage, module, run, batch, ahead=True)
 
 
-def _weigh(stage: Stage, module: Module, run: Run, batch: Any) -> tuple[float | Tensor | None, bool]:
+def _weigh(stage: Stage, module: Module, run: Run, batch: Any, ahead: bool = False) -> tuple[Any, bool]:
     """What a batch counts, if it tells, and whether the user's own ``epoch_loss_weight`` says so."""
     weigh = module.epoch_loss_weight
     own = getattr(weigh, "is_default", None) is not True
     if own or stage.name not in run.sizes:
-        if hasattr(type(batch), "__next__"):  # an iterator must be left alone
+        if ahead and hasattr(type(batch), "__next__"):  # an iterator must be left alone
             return None, False
         if own:
             return checked_weight(weigh(batch), type(module).__name__), True
