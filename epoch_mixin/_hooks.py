@@ -12,8 +12,9 @@ class defines the method or inherits it. The entry gives a wrapper that runs our
 - To Lightning the method looks like the user's own. It reads the code and the arguments of a hook through one level of
   ``__wrapped__`` (``is_overridden``, ``is_param_in_hook_signature``), so the wrapper points to where the user's method
   would have pointed. Under ``torch.compile`` only the user's method is compiled.
-- An entry is no function, and gives away neither class nor function that could lead back to it: ``%autoreload`` of a
-  notebook would write new code into a function, and lose its way in a circle, as ``dill`` would. So it updates the user's.
+- An entry is no function, and gives away neither class nor function that could lead back to it: a notebook's
+  ``%autoreload`` would write new code into a function, and lose its way in a circle, as ``dill`` would. So it updates
+  the user's own.
 
 What this cannot reach is a class that is made in silence, since one of its bases has an ``__init_subclass__`` without
 ``super()``; the mixin refuses such a class as soon as it is used.
