@@ -203,9 +203,12 @@ def _listen(module: Module, notes: list[Any], args: Any, kwargs: Any) -> None:
     if module._current_fx_name not in (None, TRAIN.step, VAL.step):
         return
     given = args[0] if args else kwargs.get("name", kwargs.get("dictionary"))
+    pairs: Any = ()
     if isinstance(given, str):
-        given = {given: args[1] if len(args) > 1 else kwargs.get("value")}
-    for name, value in given.items() if isinstance(given, Mapping) else ():
+        pairs = ((given, args[1] if len(args) > 1 else kwargs.get("value")),)
+    elif isinstance(given, Mapping):
+        pairs = given.items()
+    for name, value in pairs:
         # Of a metric Lightning logs the value of its latest call; none if it was only updated.
         value = value._forward_cache if type(value) is not Tensor and isinstance(value, Metric) else value
         notes.append((name, value, kwargs.get("batch_size")))
