@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import suppress
-from functools import partial, update_wrapper
+from functools import lru_cache, partial, update_wrapper
 from threading import get_ident
 from types import FunctionType, MethodType
 from typing import Any
@@ -61,15 +61,17 @@ class Woven:
         function: the wrapper.
         find: gives the method that an instance would have; ``None`` where that is a function.
         of_class: gives what a class would.
+        abstract: whether the method is.
         found: what lies in the base that the method is inherited from, and ``look`` gives what lies there now.
     """
 
-    __slots__ = ("find", "found", "function", "look", "of_class", "spec")
+    __slots__ = ("abstract", "find", "found", "function", "look", "of_class", "spec")
 
     def __init__(self, name: str, before: Any, after: Any, guard: str, heard: bool) -> None:
         self.spec = name, before, after, guard, heard
         self.function: Any = None
         self.look: Any = None
+        self.abstract = False
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         look = self.look
@@ -87,7 +89,7 @@ class Woven:
 
     @property
     def __isabstractmethod__(self) -> bool:
-        return getattr(self.function, "__isabstractmethod__", False)
+        return self.abstract
 
     def make(self, owner: type) -> None:
         """Make the wrapper: at first, after a pickle, and where a base that the method comes from was patched."""
@@ -105,9 +107,9 @@ class Woven:
             return bind(own, self, type(self)) if bind else own
 
         def wrapper(find: Any) -> Any:
-            def woven(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+            def woven(self: Any, *args: Any, **kwargs: Any) -> Any:
                 call = (get_ident(), id(self), guard)
-                if call in _running or not (isinstance(self, cls) or _has(type(self), name)):
+                if call in _running or not (issubclass(type(self), cls) or _has(type(self), name)):
                     return find(self)(*args, **kwargs)
                 watcher = _watch(None)
                 notes: list[Any] = []
@@ -126,7 +128,7 @@ class Woven:
                     _watch(watcher)
                 return output
 
-            def listening(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+            def listening(self: Any, *args: Any, **kwargs: Any) -> Any:
                 output = find(self)(*args, **kwargs)
                 notes = _running.get((get_ident(), id(self), guard))
                 if notes is not None:
@@ -144,8 +146,10 @@ class Woven:
                 return self.function if type(own) is FunctionType else bind(own, None, owner) if bind else own
             # Who asks a class for what it inherits means the class's own order of bases, whatever the instance's.
             method = getattr(super(cls, owner), name)
-            if type(method) is not FunctionType or is_woven(method):
-                return method
+            return dressed(method) if type(method) is FunctionType and not is_woven(method) else method
+
+        @lru_cache(1)
+        def dressed(method: Any) -> Any:
             return _dress(wrapper(lambda self: method.__get__(self)), method)
 
         # What is public wraps the function, which costs each step a tenth more, and from torch 2.8 on loses `self`.
@@ -157,6 +161,7 @@ class Woven:
         # What is no function may give methods of any looks.
         self.find = None if isinstance(found, FunctionType) else find
         self.of_class = of_class
+        self.abstract = bool(getattr(found, "__isabstractmethod__", False))
         self.function = _dress(wrapper(find), found)
         self.found = vars(place)[name]
         if place is not cls and not heard:
@@ -182,7 +187,9 @@ def _has(cls: type, name: str) -> bool:
 def _found(cls: type, name: str) -> tuple[type, Any]:
     """The class that has the method that a class has or inherits, and the method."""
     for base in cls.__mro__:
-        found = vars(base).get(_OWN + name, vars(base).get(name))
+        found = vars(base).get(name)
+        if isinstance(found, Woven):
+            found = vars(base).get(_OWN + name, found)
         if name in vars(base) and not isinstance(found, Woven):
             return base, found.method if isinstance(found, _Abstract) else found
     return cls, None

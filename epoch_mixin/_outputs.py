@@ -68,7 +68,7 @@ def _is_plain(item: Any) -> bool:
 
 
 def losses_in(
-    output: Any, logged: Mapping[str, Any], names: Mapping[str, tuple[str, ...]], dims: bool = True
+    output: Any, logged: Mapping[str, Any], names: Mapping[str, tuple[str, ...]], many: set[str], dims: bool = True
 ) -> dict[str, Read]:
     """The losses that a step returned and logged, by key; for each, where there is none, the reason.
 
@@ -76,6 +76,8 @@ def losses_in(
         output: what the step returned; a bare tensor or number is ``"loss"``.
         logged: what it logged, by name. What is returned comes first.
         names: for each key under which names its loss may be found, the key itself first.
+        many: the keys of which a step has returned several numbers, to which this one's are added. Of these, one
+            element with dimensions is no loss.
         dims: whether a returned tensor with one element may have dimensions.
 
     Returns:
@@ -84,9 +86,9 @@ def losses_in(
     returned = {"loss": output} if isinstance(output, Tensor) else _returned(output)
     losses = {}
     for key, aliases in names.items():
-        loss = as_loss(returned.get(key), dims)
+        loss = as_loss(returned.get(key), dims and key not in many)
         if not isinstance(loss, Tensor):
-            others = [(returned[name], dims) for name in aliases[1:] if name in returned]
+            others = [(returned[name], dims and key not in many) for name in aliases[1:] if name in returned]
             # Who logs names the curve, who returns names the loss.
             others += [(logged[name], True) for name in aliases[::-1] if name in logged]
             for value, may in others:
@@ -95,6 +97,8 @@ def losses_in(
                 if isinstance(loss, Tensor):
                     break
             if isinstance(loss, str):
+                with suppress(Exception):
+                    many.update(key for name in aliases if name in returned and returned[name].numel() > 1)
                 loss = f"gave {loss} for it, which is no real scalar"
             elif loss is None and output is not None and not any(name in returned for name in aliases):
                 loss = described(output, logged)
@@ -130,7 +134,9 @@ def as_loss(value: Any, dims: bool = True) -> Read:
                 value = _plain(value)
             if _in_transform(value):
                 return f"a {type(value).__name__} within a transform of torch.func"
-            if value.numel() == 1 and (dims or not value.ndim) and not value.is_complex() and value.data_ptr():
+            # A tensor that stands for others has no address on a device where all have one.
+            held = value.data_ptr() or value.device.type in ("xla", "lazy")
+            if held and value.numel() == 1 and (dims or not value.ndim) and not value.is_complex():
                 return cast(Tensor, value.data.sum())
             return f"a {type(value).__name__} of shape {tuple(value.shape)}{' without values' * value.is_meta}"
         if isinstance(value, Real) or getattr(value, "ndim", None) == 0:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
@@ -73,7 +73,7 @@ class Run:
         words: for each stage what a step that gave no loss returned and logged, for a message.
         sizes: for each stage the batch sizes that the tensors of its first batch tell.
         last: the training epoch that ended last, by its mark, and its totals; over all ranks when it is settled.
-        vectors: the stages of which a step gave more than a number for a loss.
+        many: for each stage and dataloader the keys of which a step returned several numbers.
     """
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class Run:
         self.ended: dict[str, list[Totals]] = {stage: [] for stage in STAGES}
         self.words: dict[str, str] = {}
         self.sizes: dict[str, list[int]] = {}
-        self.vectors: set[str] = set()
+        self.many: dict[str, set[str]] = defaultdict(set)
         self.last: dict[str, Any] = {"mark": None, "totals": {}}
 
     def begin(self, stage: str, mark: int | None = None) -> OpenEpoch:
@@ -200,12 +200,12 @@ class History:
                 settle(epoch, keys, totals, means, words.get(stage))
         self.settled = self.epochs(keys)
 
-    def take_back(self, keys: Iterable[str]) -> None:
+    def take_back(self, keys: Collection[str]) -> None:
         """Forget the last training epoch, which is to be settled again."""
         epochs = self.epochs(keys)
-        for name, values in self.means.items():
-            if name not in self.val_epochs and isinstance(values, list) and len(values) == epochs > 0:
-                values.pop()
+        for key in keys:
+            if len(self.means.get(key, ())) == epochs > 0:
+                self.means[key].pop()
 
     def pad(self, keys: Iterable[str], epochs: int) -> None:
         """Make the next training epoch lie at the index ``epochs``, with NaN where nothing is known."""

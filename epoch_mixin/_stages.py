@@ -152,10 +152,11 @@ def _add(stage: Stage, module: Module, asked: tuple[Any, ...] | None, output: An
             loader = cast(Any, fetcher)._dataloader_idx
         weight, own = _weigh(stage, module, run, batch)
     logged = {name: value for name, value, _ in notes} if notes else {}
-    # One element with dimensions is rather the prediction for a batch of one, or one of many losses.
-    dims = stage.name not in run.vectors and not (stage is VAL and isinstance(output, Tensor))
-    losses = losses_in(output, logged, _names(stage, module.epoch_loss_keys), dims)
     source = f"{LOADER}{loader}" if stage is VAL and isinstance(loader, int) else ""
+    # One element with dimensions is rather the prediction for a batch of one.
+    dims = not (stage is VAL and isinstance(output, Tensor))
+    names = _names(stage, module.epoch_loss_keys)
+    losses = losses_in(output, logged, names, run.many[stage.name + source], dims)
     # Most batches agree about their size, and most steps say no other.
     final = own or not (notes or weight is None or len(run.sizes.get(stage.name, ())) > 1)
     found, fault = False, ""
@@ -165,9 +166,8 @@ def _add(stage: Stage, module: Module, asked: tuple[Any, ...] | None, output: An
             epoch.add(key + source, loss, counts)
             found = True
         elif loss:
-            if loss.startswith("gave"):
-                run.vectors.add(stage.name)
-                fault = f" and {loss}" if isinstance(output, Mapping) else fault
+            if loss.startswith("gave") and isinstance(output, Mapping):
+                fault = f" and {loss}"
             if stage is TRAIN:  # what validation returns need not be a loss
                 message = f"no {key!r} is recorded: {key!r} is in epoch_loss_keys, but {stage.step} {loss}"
                 module._epoch_recorder.history.warn_once(key, f".{stage.step}: {message}")
@@ -235,7 +235,7 @@ def _begin(stage: Stage, module: Module, run: Run, *_: Any) -> None:
         if recorder.resumed:
             if epoch is None and run.last["mark"] == trainer.current_epoch:
                 # Under `max_steps` Lightning goes on in the very epoch at whose end it saved.
-                recorder.history.take_back(module.epoch_loss_keys)
+                recorder.history.take_back({*module.epoch_loss_keys, *run.last["totals"]})
                 epoch = _open(stage, module, run)
                 epoch.begins = run.last["totals"]
             index = trainer.current_epoch if epoch is None or epoch.mark is None else epoch.mark

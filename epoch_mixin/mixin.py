@@ -165,10 +165,11 @@ def _check(cls: type[EpochLossMixin]) -> None:
     for hidden in _LISTS:
         if getattr(cls, hidden) is not getattr(EpochLossMixin, hidden):
             raise TypeError(f"{name}.{hidden} hides what EpochLossMixin keeps there; remove this line")
-    for base in cls.__mro__[cls.__mro__.index(EpochLossMixin) + 1 :]:
-        for hidden in vars(base).keys() & _SETTINGS:
-            if getattr(cls, hidden) is getattr(EpochLossMixin, hidden):
-                raise TypeError(f"EpochLossMixin hides {base.__name__}.{hidden}, which is behind it; set it in {name}")
+    for setting in _SETTINGS:
+        first, *behind = (base for base in cls.__mro__ if setting in vars(base))
+        for base in behind if first is EpochLossMixin else ():
+            if _sets(base, setting):
+                raise TypeError(f"EpochLossMixin hides {base.__name__}.{setting}, which is behind it; set it in {name}")
     _stages.check_keys(cls.epoch_loss_keys, name)
     if not callable(cls.epoch_loss_weight):
         raise TypeError(f"{name}.epoch_loss_weight must be a method that takes a batch, not {cls.epoch_loss_weight!r}")
@@ -176,6 +177,13 @@ def _check(cls: type[EpochLossMixin]) -> None:
         meant = difflib.get_close_matches(own, _SETTINGS, n=1, cutoff=0.85)
         if meant and own not in meant:
             warn(f"{name}.{own} means nothing to EpochLossMixin; did you mean {meant[0]}?")
+
+
+def _sets(base: type, setting: str) -> bool:
+    """Whether a base gives a setting another value than the default, and not only declares it."""
+    value = vars(base)[setting]
+    declared = getattr(base, "_is_protocol", False) or getattr(value, "__isabstractmethod__", False)
+    return not declared and value != getattr(EpochLossMixin, setting)
 
 
 def _is_lightning(cls: type) -> bool:

@@ -384,6 +384,39 @@ def test_a_base_patched_later_is_seen_with_its_signature():
         assert Model().step is None
 
 
+def test_a_method_set_on_a_woven_base_is_seen_with_its_signature():
+    class Base(Listener):
+        def step(self, x):
+            return x
+
+    class Before(Base):
+        pass
+
+    Base.step = lambda self: 7
+
+    class After(Base):
+        pass
+
+    for model in (Before(), After()):
+        assert model.step() == 7
+        assert list(inspect.signature(model.step).parameters) == []
+        assert len(model.heard) == 1
+
+
+def test_a_class_gives_the_same_each_time():
+    assert Child.hook is Child.hook and Child.step is Child.step
+
+
+def test_an_abstract_class_method_stays_abstract():
+    class Task(Listener, ABC):
+        @classmethod
+        @abstractmethod
+        def step(cls, x): ...
+
+    with pytest.raises(TypeError, match="abstract"):
+        type("Model", (Task,), {})()
+
+
 def test_a_step_of_a_thing_that_is_no_such_instance():
     class Model(Listener):
         def step(self, x):
@@ -391,6 +424,8 @@ def test_a_step_of_a_thing_that_is_no_such_instance():
 
     assert Model.step(types.SimpleNamespace(factor=3), 2) == 6
     assert Model.step(mock.Mock(factor=3), 2) == 6
+    assert Model.step(mock.Mock(spec=Model, factor=3), 2) == 6
+    assert Model.step(self=types.SimpleNamespace(factor=3), x=2) == 6
 
 
 @pytest.mark.parametrize("thing", [{"some": "options"}, 3, "text"])

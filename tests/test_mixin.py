@@ -4,8 +4,10 @@ import json
 import math
 import pickle
 import re
+from abc import ABC, abstractmethod
 from collections import deque
 from types import SimpleNamespace
+from typing import Protocol
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -915,3 +917,27 @@ def test_a_setting_in_a_base_behind_the_mixin_is_refused(setting):
     with pytest.raises(TypeError, match=rf"^EpochLossMixin hides Base\.{name}, which is behind it; set it in Model"):
         type("Model", (EpochLossMixin, base), {})
     type("Model", (EpochLossMixin, base), setting)
+
+
+def test_a_setting_behind_the_mixin_that_hides_nothing_is_let_be():
+    class Declares(Protocol):
+        epoch_loss_keys: tuple[str, ...] = ()
+
+        def epoch_loss_weight(self, batch): ...
+
+    class Abstract(ABC):
+        @abstractmethod
+        def epoch_loss_weight(self, batch): ...
+
+    same = {"epoch_loss_keys": ("loss",), "epoch_loss_weight": EpochLossMixin.epoch_loss_weight}
+    other = {"epoch_loss_keys": ("kl",), "epoch_loss_weight": lambda self, batch: 2}
+    meta = type(Declares)
+    for base in (Declares, Abstract, type("Same", (), same)):
+        meta("Model", (EpochLossMixin, Net, base), {})
+    meta("Model", (EpochLossMixin, Net, type("Other", (), other)), same)
+
+
+@pytest.mark.parametrize("self", [MagicMock(spec=Given), SimpleNamespace()], ids=["mock", "namespace"])
+def test_a_step_of_a_mock_is_what_it_is(self):
+    for step in (Given.training_step, Given.validation_step):
+        assert step(self, 3) == 3

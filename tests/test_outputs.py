@@ -186,7 +186,7 @@ LOSS = {"loss": ("loss", "val_loss", "val/loss", "valid_loss")}
 
 def read(output, logged=(), names=LOSS):
     """The losses as numbers, and the reasons."""
-    found = losses_in(output, dict(logged), names)
+    found = losses_in(output, dict(logged), names, set())
     losses = {key: loss.item() for key, loss in found.items() if isinstance(loss, torch.Tensor)}
     return losses, {key: reason for key, reason in found.items() if isinstance(reason, str)}
 
@@ -212,7 +212,7 @@ def keys(*names):
 )
 @pytest.mark.parametrize("wrap", [lambda value: value, lambda value: UserDict(other="text", loss=value)])
 def test_a_loss_is_read_as_a_detached_scalar(value, wrap):
-    losses = losses_in(wrap(value), {}, LOSS)
+    losses = losses_in(wrap(value), {}, LOSS, set())
     assert type(losses["loss"]) is torch.Tensor
     assert losses["loss"].shape == () and not losses["loss"].requires_grad
     assert losses == {"loss": 2.5}

@@ -494,3 +494,18 @@ def test_a_loss_with_one_dimension_is_one_in_batches_of_any_size():
     with pytest.warns(UserWarning, match=r"^Model: no step of epoch 0 gave a loss"):
         fit(model, samples(), samples(), max_epochs=1)
     assert model.epoch_history["val_loss"] == close([mean((size, size) for size in SIZES)])
+
+
+def test_the_losses_of_single_samples_of_one_key_say_nothing_of_another(recwarn):
+    class Model(EpochLossMixin, pl.LightningModule):
+        epoch_loss_keys = ("loss", "kl")
+
+        def training_step(self, batch, batch_idx):
+            return {"loss": batch.mean()[None], "kl": "n/a" if batch_idx else batch}
+
+    model = Model()
+    for index, size in enumerate(SIZES):
+        model.training_step(torch.full((size,), float(size)), index)
+    model.on_train_epoch_end()
+    assert ["'kl'" in message for message in messages(recwarn, "Model")] == [True, True]
+    assert model.epoch_losses == close([mean((size, size) for size in SIZES)])
