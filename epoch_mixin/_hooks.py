@@ -69,13 +69,12 @@ class Woven:
 
     def __init__(self, name: str, before: Any, after: Any, guard: str, heard: bool) -> None:
         self.spec = name, before, after, guard, heard
-        self.function: Any = None
-        self.look: Any = None
         self.abstract = False
+        self.look: Any = object  # gives what nothing is, so that the wrapper is made
+        self.found: Any = None
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
-        look = self.look
-        if self.function is None or (look is not None and look(self.spec[0]) is not self.found):
+        if self.look is not None and self.look() is not self.found:
             self.make(owner or type(instance))
         if instance is None:
             return self.of_class(owner)
@@ -109,7 +108,7 @@ class Woven:
         def wrapper(find: Any) -> Any:
             def woven(self: Any, *args: Any, **kwargs: Any) -> Any:
                 call = (get_ident(), id(self), guard)
-                if call in _running or not (issubclass(type(self), cls) or _has(type(self), name)):
+                if call in _running or (type(self) is not cls and not _has(type(self), name)):
                     return find(self)(*args, **kwargs)
                 watcher = _watch(None)
                 notes: list[Any] = []
@@ -163,11 +162,11 @@ class Woven:
         self.of_class = of_class
         self.abstract = bool(getattr(found, "__isabstractmethod__", False))
         self.function = _dress(wrapper(find), found)
-        self.found = vars(place)[name]
+        self.found, self.look = vars(place)[name], None
         if place is not cls and not heard:
             # The last base has stubs, which no step calls, and which another base may hide at any time.
             stub = place.__name__ == "LightningModule"
-            self.look = (lambda name: vars(_found(cls, name)[0])[name]) if stub else vars(place).get
+            self.look = (lambda: vars(_found(cls, name)[0])[name]) if stub else partial(vars(place).get, name)
 
 
 class _Abstract:

@@ -156,7 +156,7 @@ def _add(stage: Stage, module: Module, asked: tuple[Any, ...] | None, output: An
     # One element with dimensions is rather the prediction for a batch of one.
     dims = not (stage is VAL and isinstance(output, Tensor))
     names = _names(stage, module.epoch_loss_keys)
-    losses = losses_in(output, logged, names, run.many[stage.name + source], dims)
+    losses = losses_in(output, logged, names, run.many[source or stage.name], dims)
     # Most batches agree about their size, and most steps say no other.
     final = own or not (notes or weight is None or len(run.sizes.get(stage.name, ())) > 1)
     found, fault = False, ""
