@@ -1,5 +1,7 @@
 import decimal
 import fractions
+import subprocess
+import sys
 from collections import OrderedDict, UserDict, deque, namedtuple
 from dataclasses import dataclass
 from typing import Any
@@ -350,3 +352,14 @@ def test_a_weight_tensor_is_kept_as_it_was():
     with torch.no_grad():
         weight.zero_()
     assert checked == 3.0 and not checked.requires_grad
+
+
+def test_a_loss_on_a_device_that_gives_no_address_is_one():
+    code = """
+import torch, torch._lazy.ts_backend
+from epoch_mixin._outputs import as_loss
+torch._lazy.ts_backend.init()
+print([as_loss(torch.full(shape, 5.0).to("lazy")).item() for shape in ((), (1,))])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.stdout.endswith("[5.0, 5.0]\n"), done.stderr
