@@ -154,7 +154,7 @@ class Woven:
         # What is public wraps the function, which costs each step a tenth more, and from torch 2.8 on loses `self`.
         from torch._dynamo.decorators import skip  # Lightning has loaded it; before that, it would take seconds
 
-        for function in (find, Woven.__get__):
+        for function in (find, _has, _found, Woven.__get__):
             skip(function)
         place, found = _found(cls, name)
         # What is no function may give methods of any looks.
