@@ -252,14 +252,16 @@ def _close(stage: Stage, module: Module, run: Run, *_: Any) -> None:
     trainer, epoch = _trainer(module), run.open.get(stage.name)
     if trainer and not epoch:
         return  # a callback calls the hook by hand
-    # After some resumes Lightning passes an epoch by, and does not even look for a batch: no step is missed there.
-    passed_by = trainer is not None and epoch is not None and epoch.batches == _batches(trainer)
-    passed_by = passed_by and bool(trainer and trainer.fit_loop.epoch_loop.batch_progress.current.ready)
-    if stage is TRAIN and not passed_by:
+    if stage is TRAIN and not (trainer and epoch and _passed_by(trainer, epoch)):
         run.words.setdefault("train", "was not called")
     run.end(stage.name, _ranks(module)[1])
     if stage is TRAIN or _all_validate(module):
         _meet(module, run)
+
+
+def _passed_by(trainer: Trainer, epoch: OpenEpoch) -> bool:
+    """Whether Lightning, after some resumes, has not even looked for a batch, so that no step is missed."""
+    return epoch.batches == _batches(trainer) and trainer.fit_loop.epoch_loop.batch_progress.current.ready > 0
 
 
 def _end_brought(module: Module, *_: Any) -> None:
@@ -310,9 +312,11 @@ def _ranks(module: Module) -> tuple[int, bool, float]:
 
 def _all_validate(module: Module) -> bool:
     """Whether no rank can be elsewhere while this one validates."""
+    if _ranks(module)[0] == 1:
+        return True
     trainer = _trainer(module)
-    if trainer is None or _ranks(module)[0] == 1:
-        return _ranks(module)[0] == 1  # by hand, one rank may validate for all
+    if trainer is None:
+        return False  # in a loop by hand one rank may validate for all
     # It may go by its own clock; or have nothing to validate on, and skip validation, hooks and all. Otherwise
     # Lightning refuses a rank with an empty dataloader (`has_len_all_ranks` of `utilities/data.py`).
     hooks, empty = (module, getattr(trainer, "datamodule", None)), "allow_zero_length_dataloader_with_multiple_devices"
@@ -365,8 +369,8 @@ def _save(module: Module, args: Any, kwargs: Any) -> None:
     run = recorder.by_hand if trainer is None else recorder.fit
     # An exception may have befallen this rank alone; SIGTERM, Lightning tells all.
     stopped = trainer is not None and trainer.interrupted and not getattr(trainer, "received_sigterm", False)
-    by_hand = trainer is not None and module._current_fx_name != "on_save_checkpoint"
-    alone = stopped or by_hand or _ranks(module)[0] == 1
+    by_user = trainer is not None and module._current_fx_name != "on_save_checkpoint"
+    alone = stopped or by_user or _ranks(module)[0] == 1
     # Lightning's hooks open and end the same epochs on all ranks.
     unsettled = run.state() if alone or not run.open else _meet(module, run, with_open=True)
     checkpoint[_RECORD] = saved(recorder.history, unsettled)
