@@ -100,9 +100,10 @@ class Run:
         epoch = self.open.get(stage, OpenEpoch())
         totals = epoch.totals(first)
         ended = {**self.ended, stage: [*self.ended[stage], totals]}
-        self.last = {"mark": epoch.mark, "totals": totals} if stage == "train" else self.last
-        # Both at once: a signal handler that saves a checkpoint may run between any two lines.
-        vars(self).update(ended=ended, open={name: self.open[name] for name in self.open if name != stage})
+        last = {"mark": epoch.mark, "totals": totals} if stage == "train" else self.last
+        still = {name: self.open[name] for name in self.open if name != stage}
+        # All at once: a signal handler that saves a checkpoint may run between any two lines.
+        vars(self).update(ended=ended, last=last, open=still)
 
     def state(self, first: bool = True, with_open: bool = True) -> dict[str, Any]:
         """What is not settled, in plain types."""
