@@ -86,13 +86,14 @@ def losses_in(
     returned = {"loss": output} if isinstance(output, Tensor) else _returned(output)
     losses = {}
     for key, aliases in names.items():
-        loss = as_loss(returned.get(key), dims and key not in many)
+        single = dims and key not in many
+        loss = as_loss(returned.get(key), single)
         if not isinstance(loss, Tensor):
-            others = [(returned[name], dims and key not in many) for name in aliases[1:] if name in returned]
+            others = [(returned[name], single) for name in aliases[1:] if name in returned]
             # Who logs names the curve, who returns names the loss.
             others += [(logged[name], True) for name in aliases[::-1] if name in logged]
-            for value, may in others:
-                seen = as_loss(value, may)
+            for value, dimensional in others:
+                seen = as_loss(value, dimensional)
                 loss = loss if seen is None else seen
                 if isinstance(loss, Tensor):
                     break
