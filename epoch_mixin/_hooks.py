@@ -61,15 +61,14 @@ class Woven:
         function: the wrapper.
         find: gives the method that an instance would have; ``None`` where that is a function.
         of_class: gives what a class would.
-        abstract: whether the method is.
         found: what lies in the base that the method is inherited from, and ``look`` gives what lies there now.
     """
 
-    __slots__ = ("abstract", "find", "found", "function", "look", "of_class", "spec")
+    __slots__ = ("__isabstractmethod__", "find", "found", "function", "look", "of_class", "spec")
 
     def __init__(self, name: str, before: Any, after: Any, guard: str, heard: bool) -> None:
         self.spec = name, before, after, guard, heard
-        self.abstract = False
+        self.__isabstractmethod__ = False
         self.look: Any = object  # gives what nothing is, so that the wrapper is made
         self.found: Any = None
 
@@ -86,10 +85,6 @@ class Woven:
     def __reduce__(self) -> Any:
         return Woven, self.spec
 
-    @property
-    def __isabstractmethod__(self) -> bool:
-        return self.abstract
-
     def make(self, owner: type) -> None:
         """Make the wrapper: at first, after a pickle, and where a base that the method comes from was patched."""
         name, before, after, guard, heard = self.spec
@@ -102,8 +97,7 @@ class Woven:
                 # `%autoreload` may have set this very function on the class's older self.
                 place = cls if isinstance(self, cls) else next(at for at in type(self).__mro__ if name in vars(at))
                 return getattr(super(place, self), name)
-            bind = getattr(type(own), "__get__", None)
-            return bind(own, self, type(self)) if bind else own
+            return _bound(own, self, type(self))
 
         def wrapper(find: Any) -> Any:
             def woven(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -141,8 +135,7 @@ class Woven:
         def of_class(owner: type) -> Any:
             own = own_of(key)
             if own is not None:
-                bind = getattr(type(own), "__get__", None)
-                return self.function if type(own) is FunctionType else bind(own, None, owner) if bind else own
+                return self.function if type(own) is FunctionType else _bound(own, None, owner)
             # Who asks a class for what it inherits means the class's own order of bases, whatever the instance's.
             method = getattr(super(cls, owner), name)
             return dressed(method) if type(method) is FunctionType and not is_woven(method) else method
@@ -154,13 +147,13 @@ class Woven:
         # What is public wraps the function, which costs each step a tenth more, and from torch 2.8 on loses `self`.
         from torch._dynamo.decorators import skip  # Lightning has loaded it; before that, it would take seconds
 
-        for function in (find, _has, _found, Woven.__get__):
+        for function in (find, _bound, _has, _found, Woven.__get__):
             skip(function)
         place, found = _found(cls, name)
         # What is no function may give methods of any looks.
         self.find = None if isinstance(found, FunctionType) else find
         self.of_class = of_class
-        self.abstract = bool(getattr(found, "__isabstractmethod__", False))
+        self.__isabstractmethod__ = bool(getattr(found, "__isabstractmethod__", False))
         self.function = _dress(wrapper(find), found)
         self.found, self.look = vars(place)[name], None
         if place is not cls and not heard:
@@ -179,7 +172,13 @@ class _Abstract:
         return self.method.__get__(instance, owner)
 
 
+def _bound(method: Any, instance: Any, owner: type) -> Any:
+    bind = getattr(type(method), "__get__", None)
+    return bind(method, instance, owner) if bind else method
+
+
 def _has(cls: type, name: str) -> bool:
+    """Whether a class has an entry of that name, as that of a mock or of anything else of another kind has not."""
     return any(isinstance(vars(base).get(name), Woven) for base in cls.__mro__)
 
 
