@@ -364,3 +364,24 @@ def test_a_loop_that_validates_on_the_first_rank_alone():
     for _, history in seen:
         epochs = [mean(pair for noted, _ in seen for pair in noted[part]) for part in (slice(3), slice(3, None))]
         assert history == {"loss": close(epochs), "val_loss": [1.0, 1.0]}
+
+
+def loop_after_a_fit(rank):
+    torch.manual_seed(0)
+    launch("Fabric")
+    model = ValidatingLoop()
+    model.configure_optimizers = lambda: torch.optim.SGD(model.parameters(), 0.0)
+    trainer(max_epochs=1).fit(model, shard(rank, 2, 21, 4))
+    model.epoch_history.clear()
+    model.noted.clear()
+    for index, batch in enumerate(shard(rank, 2, 21, 4)):
+        model.training_step(batch, index)
+    model.on_train_epoch_end()
+    return model.noted, model.epoch_losses
+
+
+@pytest.mark.slow
+def test_a_loop_on_several_ranks_after_a_fit_on_one_device():
+    seen = run_ranks(loop_after_a_fit, 2, seconds=30)
+    expected = close([mean(pair for noted, _ in seen for pair in noted)])
+    assert [losses for _, losses in seen] == [expected, expected]
