@@ -112,3 +112,10 @@ def test_reset_forgets():
     metric.reset()
     metric.update(torch.tensor(3.0), 1)
     assert metric.compute() == 3.0
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_sums_of_losses_on_several_devices_stay_off_the_cpu(order):
+    # Nothing can be read of the meta device, so a copy to the CPU would raise.
+    losses = [torch.tensor(1.0), torch.tensor(2.0, device="meta"), torch.tensor(3.0)]
+    assert {part.device.type for part in exact_mean(losses[::order], [1, 2, 3]).sums()} == {"meta"}
