@@ -1,12 +1,11 @@
 """The curves: training and validation means over the epochs they belong to."""
 
-from __future__ import annotations
-
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from epoch_mixin._history import LOADER
 
 try:
     import matplotlib.pyplot as plt
@@ -17,7 +16,6 @@ except ModuleNotFoundError as error:
     raise ImportError("plot_epoch_losses needs matplotlib: pip install 'epoch-mixin[plot]'") from error
 
 _Lists = Mapping[str, Sequence[float]]
-_VALIDATION = re.compile(r"val_(.+?)(?:/dataloader_idx_(\d+))?", re.DOTALL)
 # The stages of a key share a colour. Pale and dark tells them apart where 500 noisy epochs hide the dashes.
 _TRAIN: dict[str, Any] = {"linestyle": "-", "marker": "o", "linewidth": 2, "alpha": 0.5}
 # Of a validation, and of three dataloaders of it in turn.
@@ -34,20 +32,17 @@ def plot(history: _Lists, val_epochs: _Lists, ax: Axes | None = None, label: str
     """
     ax = plt.subplots()[1] if ax is None else ax
     colors: dict[str, Any] = {}
-    # A training key may begin like validation too; and a user may have added a curve that was never recorded.
-    found = filter(None, map(_VALIDATION.fullmatch, history))
-    validation = {name[0]: name.groups() for name in found if name[0] in val_epochs or name[1] in history}
-    for name in sorted(filter(history.get, history), key=validation.__contains__):
-        key, stage, style, losses = name, "train", _TRAIN, history[name]
-        x: Sequence[float] = range(len(losses))
-        if name in validation:
-            key, loader = validation[name]
-            stage = f"val, dataloader {loader}" if loader else "val"
-            style = _VAL[1 + int(loader) % 3 if loader else 0]
-            x = _places(val_epochs.get(name, ()), len(losses))
-            losses = losses[len(losses) - len(x) :]
+    for name in sorted(filter(history.get, history), key=val_epochs.__contains__):
+        key, stage, style, x = name, "train", _TRAIN, [*range(len(history[name]))]
+        if name in val_epochs:
+            key, _, loader = name.removeprefix("val_").partition(LOADER)
+            stage, style = (f"val, dataloader {loader}", _VAL[1 + int(loader) % 3]) if loader else ("val", _VAL[0])
+            # The validations in epoch k lie evenly over [k, k + 1), a single one at k.
+            x = [at + run / number for at, number in Counter(val_epochs[name]).items() for run in range(number)]
         entry = f"{key} ({stage})" if label is None else f"{label}: {key} ({stage})"
-        colors[key] = _draw(ax, x, losses, color=colors.get(key), label=entry, **style)
+        colors[key] = _draw(
+            ax, x[: len(history[name])], history[name][: len(x)], color=colors.get(key), label=entry, **style
+        )
     ax.xaxis.set_major_locator(_EpochTicks("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     ax.set_xlabel("epoch")
     if colors:
@@ -83,15 +78,3 @@ class _EpochTicks(MaxNLocator):
 
     def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
         return [tick for tick in super().tick_values(vmin, vmax) if tick >= 0]
-
-
-def _places(epochs: Sequence[float], runs: int) -> list[float]:
-    """Where the latest validation runs lie: those in training epoch k evenly over [k, k + 1), a single one at k.
-
-    Over (k - 1, k] those in epoch 0 would lie left of it. Those in no epoch of now get no place.
-    """
-    # Of cleared losses the latest are left; those that a user has appended get an epoch each.
-    epochs = list(epochs[-runs:])
-    while len(epochs) < runs:
-        epochs.append(epochs[-1] + 1 if epochs else 0)
-    return [epoch + run / number for epoch, number in Counter(epochs).items() if epoch >= 0 for run in range(number)]

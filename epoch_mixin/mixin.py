@@ -1,16 +1,16 @@
 """`EpochLossMixin`: what a user inherits, reads and overrides."""
 
-from __future__ import annotations
-
 import difflib
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from epoch_mixin import _stages
-from epoch_mixin._outputs import batch_size
-from epoch_mixin._recorder import Recorder
+from epoch_mixin import _checkpoint, _epochs
+from epoch_mixin._epochs import Recorder
+from epoch_mixin._hooks import Recorded, around_hook, record
+from epoch_mixin._losses import batch_sizes
+from epoch_mixin._steps import around_step, note_log
 from epoch_mixin._warn import warn
 
 if TYPE_CHECKING:
@@ -19,6 +19,17 @@ if TYPE_CHECKING:
 
 _LISTS = ("epoch_losses", "epoch_history")
 _SETTINGS = ("epoch_loss_keys", "epoch_loss_weight")
+
+
+def _hook(before: Any = None, after: Any = None, group: str = "") -> Recorded:
+    return Recorded(partial(around_hook, before=before, after=after, group=group))
+
+
+def _set_up(module: Any, *_: Any) -> None:
+    for cls in type(module).__mro__:  # a notebook or a test may have put a method into a class
+        if "_is_recorded" in vars(cls) and cls is not EpochLossMixin:
+            record(cls, EpochLossMixin)
+    _epochs.set_up(module)
 
 
 class EpochLossMixin:
@@ -31,30 +42,52 @@ class EpochLossMixin:
         trainer.fit(model)
         model.epoch_losses  # [1.913, 0.842, 0.511]
 
-    Every loss that ``training_step`` or ``validation_step`` returns is recorded; where a step returns none, the one
-    that it gives to ``self.log`` as ``"train_loss"`` or ``"val_loss"``. Nothing else about the module changes. The mean
-    of an epoch is ``sum(weight x loss) / sum(weight)`` over its steps on all ranks, in float64.
+    Every loss that ``training_step`` or ``validation_step`` returns or gives to ``self.log`` is recorded. Nothing else
+    about the module changes. The mean of an epoch is ``sum(weight x loss) / sum(weight)`` over its steps on all ranks,
+    in float64.
 
     Attributes:
         epoch_loss_keys: which losses to record, a tuple of strings. A bare tensor or number is ``"loss"``.
     """
 
     epoch_loss_keys: tuple[str, ...] = ("loss",)
-    _epoch_losses_woven = False
+    _is_recorded = False
+
+    if not TYPE_CHECKING:  # to a type checker they are what LightningModule says
+        training_step = Recorded(around_step)
+        validation_step = Recorded(around_step)
+        # A step that these call is not recorded.
+        test_step = _hook(group="step")
+        predict_step = _hook(group="step")
+        log = _hook(before=note_log, group="log")
+        log_dict = _hook(before=note_log, group="log")
+        setup = _hook(before=_set_up)
+        # A fit that goes on in the middle of an epoch has no other start.
+        on_train_start = _hook(before=_epochs.begin)
+        on_train_epoch_start = _hook(before=_epochs.begin)
+        on_train_epoch_end = _hook(before=_epochs.end_training)
+        on_validation_epoch_start = _hook(before=_epochs.begin)
+        # What it logs is listened to, as in a step.
+        on_validation_epoch_end = _hook(_epochs.end_validation, after=_epochs.add_logged_at_end, group="step")
+        on_fit_end = _hook(before=_epochs.end_resumed)
+        on_save_checkpoint = _hook(before=_checkpoint.save)
+        on_load_checkpoint = _hook(before=_checkpoint.load)
+        teardown = _hook(after=_checkpoint.send_from_worker)
+        load_state_dict = _hook(before=_checkpoint.receive_from_worker)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         _check(cls)
-        cls._epoch_losses_woven = True
+        cls._is_recorded = True
         # TorchScript would compile the properties.
         cls.__jit_unused_properties__ = [*getattr(cls, "__jit_unused_properties__", []), *_LISTS]  # type: ignore[attr-defined]
-        _stages.weave_into(cls)
+        record(cls, EpochLossMixin)
 
     # Made when first needed, so that the mixin has no ``__init__`` that a user could forget to call.
     @cached_property
     def _epoch_recorder(self) -> Recorder:
         cls = type(self)
-        if "_epoch_losses_woven" not in vars(cls):
+        if "_is_recorded" not in vars(cls):
             raise TypeError(
                 f"{cls.__name__} was made without EpochLossMixin taking part: one of its bases has an"
                 " `__init_subclass__` that does not call `super().__init_subclass__()`"
@@ -99,7 +132,7 @@ class EpochLossMixin:
             Rows such as ``{"epoch": 0, "loss": 1.9, "val_loss": 1.1}``. A validation key is only where that epoch has a
             run, with the value of its last.
         """
-        return self._epoch_recorder.history.records(self.epoch_loss_keys)
+        return self._epoch_recorder.history.records()
 
     def running_epoch_loss(self, key: str = "loss") -> Tensor:
         """The mean so far of the open training epoch on this rank.
@@ -113,7 +146,7 @@ class EpochLossMixin:
         """
         if key not in self.epoch_loss_keys:
             raise ValueError(f"{key!r} is not among {type(self).__name__}.epoch_loss_keys = {self.epoch_loss_keys!r}")
-        return _stages.running_epoch(cast("_stages.Module", self)).mean(key)
+        return _epochs.running_mean(self, key)
 
     def epoch_loss_weight(self, batch: Any) -> float | Tensor:
         """How much a step with this batch counts in its epoch's mean; override to weigh by tokens, nodes, pixels.
@@ -127,19 +160,11 @@ class EpochLossMixin:
             epoch runs. By default the ``batch_size`` that the step itself gives to ``self.log``; else the one that
             ``self.log`` would infer from the batch, 1 (and a warning) if there is none.
         """
-        size = batch_size(batch)
-        if size is None:
-            self._epoch_recorder.history.warn_once(
-                "epoch_loss_weight",
-                f": found no tensor in a {type(batch).__name__} that tells the batch size, so its step counts 1 in the"
-                " epoch's mean; override `epoch_loss_weight`, or say `self.log(..., batch_size=...)` in the step",
-            )
-            return 1
-        return size
+        return next(iter(batch_sizes(batch, 1)), 1)
 
     epoch_loss_weight.is_default = True  # type: ignore[attr-defined]
 
-    def plot_epoch_losses(self, ax: Axes | None = None, *, label: str | None = None) -> tuple[Figure, Axes]:
+    def plot_epoch_losses(self, ax: "Axes | None" = None, *, label: str | None = None) -> "tuple[Figure, Axes]":
         """Draw the history: training at its epochs, validation at the epochs it belongs to.
 
         Args:
@@ -168,22 +193,17 @@ def _check(cls: type[EpochLossMixin]) -> None:
     for setting in _SETTINGS:
         first, *behind = (base for base in cls.__mro__ if setting in vars(base))
         for base in behind if first is EpochLossMixin else ():
-            if _sets(base, setting):
+            value = vars(base)[setting]
+            is_declared = getattr(base, "_is_protocol", False) or getattr(value, "__isabstractmethod__", False)
+            if not is_declared and value != getattr(EpochLossMixin, setting):
                 raise TypeError(f"EpochLossMixin hides {base.__name__}.{setting}, which is behind it; set it in {name}")
-    _stages.check_keys(cls.epoch_loss_keys, name)
+    _epochs.check_keys(cls.epoch_loss_keys, name)
     if not callable(cls.epoch_loss_weight):
         raise TypeError(f"{name}.epoch_loss_weight must be a method that takes a batch, not {cls.epoch_loss_weight!r}")
     for own in vars(cls):
         meant = difflib.get_close_matches(own, _SETTINGS, n=1, cutoff=0.85)
         if meant and own not in meant:
             warn(f"{name}.{own} means nothing to EpochLossMixin; did you mean {meant[0]}?")
-
-
-def _sets(base: type, setting: str) -> bool:
-    """Whether a base gives a setting another value than the default, and not only declares it."""
-    value = vars(base)[setting]
-    declared = getattr(base, "_is_protocol", False) or getattr(value, "__isabstractmethod__", False)
-    return not declared and value != getattr(EpochLossMixin, setting)
 
 
 def _is_lightning(cls: type) -> bool:

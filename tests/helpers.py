@@ -1,10 +1,12 @@
 """What the tests share: a tiny model that notes every loss it makes, and exact means to hold the mixin's against."""
 
+import functools
 import math
 
 import pytest
 import pytorch_lightning as pl
 import torch
+import torch._lazy.ts_backend
 from torch.utils.data import DataLoader, TensorDataset
 
 from epoch_mixin import EpochLossMixin
@@ -102,3 +104,10 @@ def close(expected, rel=1e-9):
 def messages(warned, owner):
     """The warnings, as pytest's ``recwarn`` caught them, that speak of the class ``owner``."""
     return [text for text in (str(warning.message) for warning in warned) if text.startswith(owner)]
+
+
+@functools.cache
+def lazy_device():
+    """A device other than the CPU, in any build of torch: its tensors compute nothing until somebody reads them."""
+    torch._lazy.ts_backend.init()
+    return torch.device("lazy")

@@ -71,37 +71,37 @@ def test_nothing_sums_up_to_nothing():
 
 
 @pytest.mark.parametrize("count", [1, 7, 1000])
-def test_looking_at_the_sums_changes_nothing(count):
+def test_reading_the_sums_changes_nothing(count):
     losses = torch.rand(count)
     metric = exact_mean(losses, [3] * count)
-    waiting = len(metric.waiting)
+    buffered = len(metric.buffer)
     for _ in range(2):
         total, weight = metric.sums()
         assert total.item() == close(math.fsum(3 * loss for loss in losses.tolist()), rel=1e-14)
         assert weight == 3 * count
-    assert len(metric.waiting) == waiting
+    assert len(metric.buffer) == buffered
 
 
-def test_losses_wait_until_there_are_many_and_are_all_in_the_mean_before():
-    metric, pairs, waiting = ExactMean(), [], []
+def test_losses_are_buffered_and_all_in_the_mean():
+    metric, pairs, buffered = ExactMean(), [], []
     for count in range(1, 1000):
         loss, weight = torch.rand(()), count % 7 + 1
         metric.update(loss, weight)
         pairs.append((loss.item(), weight))
-        waiting.append(len(metric.waiting))
+        buffered.append(len(metric.buffer))
         if count % 31 == 0:
             total, weight = metric.sums()
             assert (total / weight).item() == close(mean(pairs), rel=1e-14)
-    assert 30 < max(waiting) < 500
+    assert 30 < max(buffered) < 500
 
 
-def test_a_mean_begun_in_inference_mode_goes_on_outside_and_back():
+def test_a_mean_that_starts_in_inference_mode_goes_on_outside_and_back():
     with torch.inference_mode():
         metric = ExactMean()
         metric.update(torch.tensor(1.0), 1)
-        metric.sum_up()
+        metric.flush()
     metric.update(torch.tensor(2.0), 1)
-    metric.sum_up()
+    metric.flush()
     with torch.inference_mode():
         metric.update(torch.tensor(6.0), 2)
     assert metric.compute() == 3.75

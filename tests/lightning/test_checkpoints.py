@@ -221,12 +221,12 @@ def test_hook_of_the_user_may_leave_out_super(tmp_path):
     assert again.epoch_losses == model.epoch_losses
 
 
-def test_damaged_record_is_refused_by_name(fitted, tmp_path):
+def test_a_damaged_record_is_refused_and_its_part_named(fitted, tmp_path):
     model, path = fitted
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["epoch_mixin"]["history"]["loss"] = "0.5"
     torch.save(checkpoint, tmp_path / "damaged.ckpt")
-    message = r"^Tracked: checkpoint\['epoch_mixin'\] is damaged: history.loss .*'0.5'"
+    message = r"^Tracked: checkpoint\['epoch_mixin'\] is damaged: history must not be .*'0.5'"
     with pytest.raises(ValueError, match=message):
         Tracked.load_from_checkpoint(tmp_path / "damaged.ckpt")
     with pytest.raises(ValueError, match=message):

@@ -1,6 +1,8 @@
 """Whatever a user's class does, each step is recorded once, in the stage that Lightning called."""
 
+import copy
 import functools
+import pickle
 
 import pytest
 import pytorch_lightning as pl
@@ -8,7 +10,7 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
 from epoch_mixin import EpochLossMixin
-from tests.helpers import Net, Tracked, Witness, close, epoch_means, fit, loader, mean
+from tests.helpers import Net, Tracked, Witness, close, epoch_means, fit, loader, mean, messages
 
 HOOKS = [
     "setup",
@@ -580,7 +582,7 @@ def test_a_tracked_model_inside_another_does_not_disturb_it():
     assert model.epoch_losses == close(epoch_means(model.steps))
 
 
-def test_a_training_step_called_by_hand_during_validation_does_not_count():
+def test_a_training_step_that_a_hook_of_validation_calls_does_not_count():
     class Model(Tracked):
         def noted_loss(self, batch):
             return super().noted_loss(batch) if self.trainer.training else self.loss(batch)
@@ -624,14 +626,96 @@ def test_a_static_hook_and_a_class_method_go_on_working():
     assert Model.called == ["class", "static"] * len(model.epoch_losses) != []
 
 
-@pytest.mark.filterwarnings("ignore:Tracked. no step of epoch 0 gave a loss")
-@pytest.mark.parametrize("name", ["training_step", "on_train_epoch_end"])
-def test_a_method_replaced_on_the_instance_is_warned_of(name):
-    model = Tracked()
-    bare = getattr(Net, name)
-    setattr(model, name, lambda *args: bare(model, *args))
-    with pytest.warns(UserWarning, match=rf"Tracked\.{name} was replaced after the class was made"):
-        fit(model, loader())
+class Phased(Tracked):
+    """Sets its steps on its own instance."""
+
+    def __init__(self):
+        super().__init__()
+        self.ended = 0
+        self.set_steps()
+
+    def first_phase_step(self, batch, batch_idx):
+        return 2 * self.noted_loss(batch)
+
+
+class OwnMethod(Phased):
+    def set_steps(self):
+        self.training_step = self.first_phase_step
+
+
+class OwnMethodThatCallsSuper(Phased):
+    def set_steps(self):
+        self.training_step = self.first_phase_step
+
+    def first_phase_step(self, batch, batch_idx):
+        return 2 * super().training_step(batch, batch_idx)
+
+
+class WrapperAroundTheStep(Phased):
+    def set_steps(self):
+        step = self.training_step
+        self.training_step = functools.wraps(step)(lambda *args, **kwargs: 2 * step(*args, **kwargs))
+
+
+class FunctionWithoutTheStep(Phased):
+    def set_steps(self):
+        self.training_step = lambda batch, batch_idx: 2 * self.noted_loss(batch)
+
+
+class PartialOfAMethod(Phased):
+    def set_steps(self):
+        self.training_step = functools.partial(self.scaled_step, 2)
+
+    def scaled_step(self, factor, batch, batch_idx):
+        return factor * self.noted_loss(batch)
+
+
+class StepsAndHooks(Phased):
+    def set_steps(self):
+        validation_step, end = self.validation_step, self.on_train_epoch_end
+        self.training_step = self.first_phase_step
+        self.validation_step = lambda *args: validation_step(*args)
+        self.on_train_epoch_end = lambda: (end(), setattr(self, "ended", len(self.epoch_losses)))
+
+
+class OtherPhaseFromTheSecondEpochOn(OwnMethod):
+    def on_train_epoch_start(self):
+        if self.current_epoch == 1:
+            self.training_step = lambda batch, batch_idx: 2 * self.noted_loss(batch)
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        OwnMethod,
+        OwnMethodThatCallsSuper,
+        WrapperAroundTheStep,
+        FunctionWithoutTheStep,
+        PartialOfAMethod,
+        StepsAndHooks,
+        OtherPhaseFromTheSecondEpochOn,
+    ],
+)
+def test_a_step_that_a_module_sets_on_its_own_instance_is_recorded_once(cls, recwarn):
+    model = cls()
+    fit(model, loader(), loader(7))
+    assert model.epoch_history == {
+        "loss": close([2 * mean for mean in epoch_means(model.steps)]),
+        "val_loss": close(epoch_means(model.val_steps)),
+    }
+    assert model.ended in (0, 2)
+    assert messages(recwarn, cls.__name__) == []
+
+
+@pytest.mark.parametrize("cls", [OwnMethod, OwnMethodThatCallsSuper])
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_clone_of_a_module_that_has_set_its_step_records_its_own_steps(cls, clone):
+    model = cls()
+    fit(model, loader(), max_epochs=1)
+    twin = clone(model)
+    fit(twin, loader(), max_epochs=1)
+    assert twin.epoch_losses == close([2 * mean(step[1:] for step in steps) for steps in (model.steps, twin.steps[5:])])
+    assert len(model.epoch_losses) == 1 and len(model.steps) == 5
 
 
 @pytest.mark.parametrize("name", ["epoch_losses", "epoch_history"])

@@ -182,7 +182,7 @@ def count_on_rank(rank, fits):
 
 
 @pytest.mark.slow
-def test_ranks_talk_only_when_an_epoch_closes_or_is_saved(tmp_path):
+def test_ranks_communicate_only_when_an_epoch_ends_or_is_saved(tmp_path):
     ways = [(steps, hooks) for steps in (2, 7) for hooks in ((), ("on_train_batch_end",), ("on_train_end",))]
     fits = [(cls, *way, tmp_path) for way in ways for cls in (Plain, One, Three)]
     for rank in run_ranks(count_on_rank, 2, fits):
@@ -239,7 +239,7 @@ def test_loop_on_several_ranks_reduces_and_a_trainer_of_one_device_does_not():
 
 
 class Writes(Tracked):
-    """Leaves the notes of each rank in a file, for nothing but weights comes home from a launched process."""
+    """Leaves the notes of each rank in a file, for nothing but weights returns from a launched process."""
 
     def __init__(self, root):
         super().__init__()
@@ -256,7 +256,7 @@ class Writes(Tracked):
 
 
 def launch(strategy, root, again):
-    """Fit with processes that Lightning launches, and assert in this one that all came home; perhaps go on fitting."""
+    """Fit with processes that Lightning launches, and assert in this one that all returned; perhaps go on fitting."""
     model = Writes(root)
     losses = model.epoch_losses
     saving = pl.callbacks.ModelCheckpoint(root, "{epoch}", save_top_k=-1)
@@ -289,5 +289,44 @@ def launch(strategy, root, again):
 @pytest.mark.slow
 # Spawned processes take seconds to start.
 @pytest.mark.parametrize(("strategy", "again"), [("ddp_fork", True), ("ddp_notebook", True), ("ddp_spawn", False)])
-def test_history_comes_home_from_launched_processes(tmp_path, strategy, again):
+def test_the_history_returns_from_launched_processes(tmp_path, strategy, again):
     run(launch, [(strategy, tmp_path, again)])
+
+
+class LoggedOnAllRanks(Tracked):
+    """Logs what Lightning reduces over the ranks when somebody first reads it."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.log("logged", loss, on_step=False, on_epoch=True, sync_dist=True)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        loss = super().validation_step(batch, batch_idx)
+        self.log("val_logged", loss, sync_dist=True)
+        return loss
+
+
+class ReadsOnRankZero(pl.Callback):
+    def on_train_epoch_end(self, trainer, module):
+        if trainer.is_global_zero:
+            assert trainer.callback_metrics
+
+    on_validation_epoch_end = on_train_epoch_end
+
+
+def fit_with_callback(rank, callback):
+    runner = trainer(devices=2, strategy="ddp", max_epochs=2, enable_progress_bar=True, callbacks=[callback])
+    model = LoggedOnAllRanks()
+    runner.fit(model, shard(0, 1, 16, 4), shard(0, 1, 8, 4))
+    return model.notes, model.epoch_history
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("callback", [pl.callbacks.TQDMProgressBar(), ReadsOnRankZero()], ids=["bar", "callback"])
+def test_a_read_of_synchronized_metrics_on_one_rank_does_not_hang_a_fit(callback):
+    # In Lightning such a read is a collective, which the other ranks join when they read the same.
+    ranks = run_ranks(fit_with_callback, 2, callback)
+    for _, history in ranks:
+        assert history == ranks[0][1]
+        assert_exact(history, [note for notes, _ in ranks for note in notes])

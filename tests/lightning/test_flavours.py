@@ -213,7 +213,7 @@ def test_compiled_model_in_a_trainer(flavour, Model, options):
 
 @pytest.mark.parametrize("options", [dict(backend="eager", fullgraph=True), dict(backend="aot_eager")], ids=str)
 @pytest.mark.parametrize("flavour", [OldModel, NewModel])
-def test_compiled_step_by_hand(flavour, options):
+def test_compiled_step_without_a_trainer(flavour, options):
     torch._dynamo.reset()
     model, pairs = type("Model", (Traceable, flavour), {})(), []
     step = torch.compile(model.training_step, **options)

@@ -170,9 +170,9 @@ def fail_and_resume_on_rank(rank, error, step, callback, root):
         fit_on_rank(rank, failed, callbacks=[saving], **options)
     (path,) = root.iterdir()
     fit_on_rank(rank, model, ckpt_path=path, val_check_interval=4)
-    # What the second rank had not settled is lost.
-    settled = [note for note in failed.notes if note[1] == 0 or (note[0] == "val step" and note[2] < 16)]
-    return model.notes + settled * rank, model.epoch_history
+    # What the second rank had not written is lost.
+    written = [note for note in failed.notes if note[1] == 0 or (note[0] == "val step" and note[2] < 16)]
+    return model.notes + written * rank, model.epoch_history
 
 
 SAVING = {"OnExceptionCheckpoint": pl.callbacks.OnExceptionCheckpoint}
@@ -219,18 +219,18 @@ def test_checkpoint_saved_on_a_signal_to_all_ranks_is_exact(tmp_path):
 class Threads(pl.strategies.SingleDeviceStrategy):
     """Ranks that are threads: as with XLA, ``torch.distributed`` knows nothing of them."""
 
-    def __init__(self, rank, said, meeting, put):
+    def __init__(self, rank, sent, barrier, put):
         super().__init__()
         self.global_rank, self.world_size = rank, 2
-        self.said, self.meeting, self.put = said, meeting, put
-        self.meetings = 0
+        self.sent, self.meeting, self.put = sent, barrier, put
+        self.collectives = 0
 
     def all_gather(self, tensor, group=None, sync_grads=False):
         assert tensor.device == self.root_device
-        self.meetings += 1
-        self.said[self.global_rank] = tensor
+        self.collectives += 1
+        self.sent[self.global_rank] = tensor
         self.meeting.wait(20)
-        answer = self.put(self.said)
+        answer = self.put(self.sent)
         self.meeting.wait(20)
         return answer
 
@@ -244,14 +244,14 @@ class Moved(Tracked):
 
 @pytest.mark.parametrize("put", [torch.stack, torch.cat])
 def test_ranks_of_a_strategy_without_torch_distributed(put):
-    said, meeting = [None, None], threading.Barrier(2)
+    sent, barrier = [None, None], threading.Barrier(2)
 
     def fit(rank):
-        model, strategy = Moved(), Threads(rank, said, meeting, put)
+        model, strategy = Moved(), Threads(rank, sent, barrier, put)
         runner = trainer(devices="auto", strategy=strategy)
         runner.fit(model, shard(rank, 2, 21, 4), shard(rank, 2, 7, 2))
         # At the ends of two epochs and two validations.
-        assert strategy.meetings == 4
+        assert strategy.collectives == 4
         return model.notes, model.epoch_history
 
     with ThreadPoolExecutor(2) as pool:
@@ -335,7 +335,7 @@ def launch_each(strategy, root, endings):
 
 
 @pytest.mark.slow
-def test_history_comes_home_past_a_state_dict_of_the_users(tmp_path):
+def test_the_history_returns_from_workers_although_the_user_has_a_state_dict(tmp_path):
     run(launch_each, [("ddp_fork", tmp_path, ("filtered", "plain", "emptied", "none"))], seconds=30)
 
 

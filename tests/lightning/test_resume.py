@@ -229,8 +229,8 @@ def test_interrupted_epoch(tmp_path, loaders, hook, step):
     """It does not leak into the next fit, and is exact if that goes on from a checkpoint saved after the interrupt."""
     model = Tracked()
     runner = fit(model, *loaders, callbacks=[At(hook, step, interrupt)], max_epochs=3)
-    runner.save_checkpoint(tmp_path / "by hand.ckpt")
-    resume_from_each({tmp_path / "by hand.ckpt": f"the interrupt in {hook}"}, *loaders, max_epochs=3)
+    runner.save_checkpoint(tmp_path / "saved.ckpt")
+    resume_from_each({tmp_path / "saved.ckpt": f"the interrupt in {hook}"}, *loaders, max_epochs=3)
     assert_next_fit_is_clean(model, *loaders)
 
 
@@ -302,7 +302,7 @@ def test_resume_within_a_validation_under_accumulation(tmp_path, hook, every):
         resume_from_each({saving.ckpt_path: f"{hook} {cut}"}, TRAIN, VAL, **options)
 
 
-def by_hand(model):
+def loop_without_trainer(model):
     model.trainer.training = False
     for batch_idx, batch in enumerate(TRAIN):
         model.training_step(batch, batch_idx)
@@ -310,21 +310,21 @@ def by_hand(model):
 
 
 @pytest.mark.parametrize("cut", [None, 6], ids=["ended", "interrupted"])
-def test_steps_by_hand_around_a_fit_leave_no_trace(tmp_path, cut):
+def test_steps_without_a_trainer_around_a_fit_leave_no_trace(tmp_path, cut):
     """As in the cells of a notebook."""
     model = Tracked()
     model.trainer = trainer()
-    by_hand(model)
+    loop_without_trainer(model)
     model.notes.clear()
     callbacks = [At("on_train_batch_end", cut, interrupt)] if cut else []
     runner = fit(model, TRAIN, VAL, callbacks=callbacks, max_epochs=3)
     notes, history = list(model.notes), copy.deepcopy(model.epoch_history)
-    by_hand(model)
+    loop_without_trainer(model)
     assert model.epoch_history == history
     model.notes = notes
     runner.save_checkpoint(tmp_path / "x.ckpt")
     resume_from_each({tmp_path / "x.ckpt": "there"}, TRAIN, VAL, max_epochs=4)
-    by_hand(model)
+    loop_without_trainer(model)
     assert_next_fit_is_clean(model, TRAIN, VAL)
 
 

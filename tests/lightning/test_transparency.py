@@ -211,7 +211,7 @@ def test_step_output_is_handed_on_as_it_is():
         assert output == before
 
 
-def heard(work):
+def warnings_of(work):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         work()
@@ -220,7 +220,8 @@ def heard(work):
 
 def test_training_says_nothing_that_it_would_not_say_without_the_mixin():
     plain, tracked = (
-        set(heard(lambda model=model: fit(model, loader(), loader(), enable_model_summary=True))) for model in both()
+        set(warnings_of(lambda model=model: fit(model, loader(), loader(), enable_model_summary=True)))
+        for model in both()
     )
     assert {text.replace("DeepTracked", "Deep") for text in tracked} == plain
 
@@ -233,7 +234,7 @@ def test_what_a_module_lacks_lightning_says_as_ever(missing):
     methods.pop(missing, None)
     works = {"test_step": "test", "predict_step": "predict", "validation_step": "validate"}
 
-    def said(*bases):
+    def warnings_and_errors(*bases):
         model = type("Model", bases, methods)()
         model.loss = model.noted_loss = lambda batch: torch.ones((), requires_grad=True)
         model.val_steps = []
@@ -245,9 +246,9 @@ def test_what_a_module_lacks_lightning_says_as_ever(missing):
             except Exception as error:
                 errors.append((type(error), str(error)))
 
-        return heard(work), errors
+        return warnings_of(work), errors
 
-    assert said(EpochLossMixin, pl.LightningModule) == said(pl.LightningModule)
+    assert warnings_and_errors(EpochLossMixin, pl.LightningModule) == warnings_and_errors(pl.LightningModule)
 
 
 @pytest.mark.filterwarnings("ignore:Model.training_step")

@@ -486,16 +486,6 @@ def test_a_scalar_beside_the_losses_of_single_samples_is_the_loss():
     assert model.epoch_history["val_loss"] == close([mean((size, size) for size in SIZES)])
 
 
-def test_a_loss_with_one_dimension_is_one_in_batches_of_any_size():
-    class Model(Samples):
-        output = staticmethod(lambda losses: {"loss": losses.mean()[None]})
-
-    model = Model()
-    with pytest.warns(UserWarning, match=r"^Model: no step of epoch 0 gave a loss"):
-        fit(model, samples(), samples(), max_epochs=1)
-    assert model.epoch_history["val_loss"] == close([mean((size, size) for size in SIZES)])
-
-
 def test_the_losses_of_single_samples_of_one_key_say_nothing_of_another(recwarn):
     class Model(EpochLossMixin, pl.LightningModule):
         epoch_loss_keys = ("loss", "kl")

@@ -1,0 +1,60 @@
+"""What the package asks of Lightning by names that are not public: each in one place, with a default if it is gone.
+
+Nothing is imported from Lightning: the objects may be those of ``pytorch_lightning`` or of ``lightning.pytorch``.
+"""
+
+from contextlib import suppress
+from typing import Any
+
+# Where a module keeps the Trainer that is attached to it, and the name of the hook or step that it is calling.
+TRAINER, CURRENT_HOOK = "_trainer", "_current_fx_name"
+
+
+def attached_trainer(module: Any) -> Any:
+    """The Trainer that is attached to a module, or what a test has put in its place."""
+    with suppress(RuntimeError):  # from the public property, where there is none
+        return vars(module)[TRAINER] if TRAINER in vars(module) else module.trainer  # noqa: SIM401
+    return None
+
+
+def current_hook(module: Any, default: str | None = None) -> Any:
+    """The hook or step of a module that its Trainer is calling."""
+    return vars(module).get(CURRENT_HOOK, default)
+
+
+def is_running(trainer: Any, function: str | None = None) -> bool:
+    """Whether a Trainer is at work, in ``fit`` where that is asked for. A mock never is."""
+    state: Any = getattr(trainer, "state", None)
+    # The ``==`` of Lightning's enums takes longer than recording a step.
+    at_work = isinstance(getattr(state, "status", None), str) and str.__eq__(state.status, "running")
+    return at_work and (function is None or str.__eq__(state.fn, function))
+
+
+def batches(trainer: Any) -> Any:
+    """How many batches a fit has had. Unlike the global step it tells validations under accumulation apart."""
+    return getattr(trainer.fit_loop, "total_batch_idx", trainer.global_step)
+
+
+def is_within_epoch(trainer: Any) -> bool:
+    """Whether the current training epoch has had batches."""
+    progress = getattr(trainer.fit_loop.epoch_loop, "batch_progress", None)
+    return progress is not None and progress.current.ready > 0
+
+
+def validates_by_clock(trainer: Any) -> bool:
+    """Whether ``val_check_interval`` is a time."""
+    return getattr(trainer, "_val_check_time_interval", None) is not None
+
+
+def is_in_worker(trainer: Any) -> bool:
+    """Whether Lightning has spawned or forked this process."""
+    return hasattr(trainer.strategy.launcher, "_start_method")
+
+
+def fetched_batch(iterator: Any, loader: Any) -> tuple[Any, Any]:
+    """The batch that a ``dataloader_iter`` gave last, and the number of its dataloader if there are several."""
+    fetcher = getattr(iterator, "data_fetcher", None)  # `loops/fetchers.py`
+    loaders: Any = getattr(fetcher, "combined_loader", None)
+    if getattr(loaders, "_mode", None) == "sequential" and len(loaders.flattened) > 1:
+        loader = getattr(fetcher, "_dataloader_idx", None)
+    return getattr(fetcher, "_batch", iterator), loader

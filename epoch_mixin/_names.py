@@ -1,0 +1,64 @@
+"""Which loss a name means. Names are compared by their words, not by a list of spellings."""
+
+import re
+from functools import lru_cache
+
+# Words that tell the stage.
+_STAGES = {"train": {"train", "training", "trainer"}, "val": {"val", "valid", "validation", "dev", "eval"}}
+_ANY_STAGE = _STAGES["train"] | _STAGES["val"]
+# Words that, like numbers, do not tell which loss it is.
+_NEUTRAL = {"epoch", "step", "dataloader", "idx"}
+# Words that tell nothing beside "loss", unless there is a name without them.
+_FILLERS = {"total", "avg", "average", "mean"}
+
+
+@lru_cache(4096)
+def words(name: str) -> tuple[str, ...]:
+    """The words of a name: lower case, split at anything but letters and digits."""
+    return tuple(re.findall(r"[^\W_]+", name.lower()))
+
+
+# How far a name is from that of a loss; less for a closer one.
+Distance = tuple[int, ...]
+
+
+@lru_cache(4096)
+def distances(
+    name: str, keys: tuple[str, ...], stage: str, partners: tuple[tuple[str, tuple[str, ...]], ...]
+) -> dict[str, Distance]:
+    """The keys whose loss a name may mean in a stage, each with how far the name is from that of the loss.
+
+    Args:
+        name: the name as which a step logs or returns a value.
+        keys: all keys; a name means the loss of the key that it is closest to.
+        stage: ``"train"`` or ``"val"``.
+        partners: of some keys the names as which training logs this very loss. In validation they come first, with the
+            stage exchanged: ``val_bpd`` where training logs its loss as ``train_bpd``.
+    """
+    found = set(words(name))
+    to_key = {key: far for key in keys if (far := _distance_to_key(found, key, stage))}
+    nearest = {key: (1, *far) for key, far in to_key.items() if far == min(to_key.values())}
+    for key, names in partners if not found <= _NEUTRAL else ():
+        apart = [found ^ set(words(partner)) for partner in names]
+        to_partner = [len(differ - _ANY_STAGE) for differ in apart if not _telling(differ)]
+        if to_partner and key in keys:
+            nearest[key] = (0, min(to_partner), *to_key.get(key, (9,)))
+    of_other_stage = found & (_ANY_STAGE - _STAGES[stage])
+    return {key: far for key, far in nearest.items() if of_other_stage <= set(words(key))}
+
+
+def key_for(name: str) -> str:
+    """The key under which a loss of this name would be recorded."""
+    return "_".join(word for word in words(name) if _telling({word}))
+
+
+def _telling(found: set[str]) -> set[str]:
+    return {word for word in found - _ANY_STAGE - _NEUTRAL if not word.isdecimal()}
+
+
+def _distance_to_key(found: set[str], key: str, stage: str) -> Distance | None:
+    extra = found - set(words(key)) - _STAGES[stage]
+    fillers = extra & _FILLERS if key == "loss" else set()
+    if not found >= set(words(key)) or _telling(extra - fillers):
+        return None
+    return len(fillers), not found & _STAGES[stage], len(extra)

@@ -1,0 +1,77 @@
+"""The ranks of a fit, or of a loop without a Trainer, and what they tell each other in one collective."""
+
+import json
+from itertools import zip_longest
+from typing import Any
+
+import torch
+
+from epoch_mixin._history import STAGES, added
+from epoch_mixin._lightning import validates_by_clock
+
+
+def ranks_of(trainer: Any) -> tuple[int, bool, float]:
+    """The ranks of a Trainer, or without one those of ``torch.distributed``.
+
+    Returns:
+        Their number; whether this one is the first, or shares its copy of the model; how much each counts, less than 1
+        where ranks share one copy of the model, so that all make its steps.
+    """
+    if trainer is None and torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_world_size(), torch.distributed.get_rank() == 0, 1.0
+    # A Trainer on one device does not take part in a group that others have set up around it.
+    if trainer is None or trainer.world_size == 1:
+        return 1, True, 1.0
+    sampler, world_size = trainer.distributed_sampler_kwargs or {}, trainer.world_size
+    share = sampler.get("num_replicas", world_size) / world_size
+    return world_size, sampler.get("rank", trainer.global_rank) == 0, share
+
+
+def all_validate_together(module: Any, trainer: Any) -> bool:
+    """Whether no rank can be elsewhere while this one validates, so that all may synchronize there."""
+    if trainer is None or ranks_of(trainer)[0] == 1:
+        return ranks_of(trainer)[0] == 1  # in a loop of the user one rank may validate for all
+    # A rank may go by its own clock, or have nothing to validate on and skip validation, hooks and all. Otherwise
+    # Lightning refuses an empty dataloader (`has_len_all_ranks` of `utilities/data.py`).
+    places, empty = (module, getattr(trainer, "datamodule", None)), "allow_zero_length_dataloader_with_multiple_devices"
+    return not validates_by_clock(trainer) and not any(getattr(place, empty, False) for place in places)
+
+
+def gather(trainer: Any, state: Any, size: int = 4096) -> list[Any]:
+    """What each rank says, in one collective of a size that all know; in a second one where one has more to say.
+
+    As JSON in a tensor: strategies without ``torch.distributed``, as those of TPUs, gather nothing else.
+    """
+    states = [state] * ranks_of(trainer)[0]
+    if trainer is None and len(states) > 1:
+        torch.distributed.all_gather_object(states, state)
+    if trainer is None or len(states) == 1:
+        return states
+    # Rank 0's progress bar may have computed what is logged, with collectives that the other ranks have yet to join.
+    _ = trainer.progress_bar_metrics
+    message = json.dumps(state).encode()
+    row = torch.tensor([*len(message).to_bytes(8, "big"), *message[:size].ljust(size)], dtype=torch.uint8)[None]
+    # Not the module's device: it may be back on the CPU, of which a group of GPUs knows nothing.
+    rows = trainer.strategy.all_gather(row.to(trainer.strategy.root_device))
+    messages = [bytes(message) for message in rows.reshape(-1, row.size(1)).tolist()]
+    longest = max(int.from_bytes(message[:8], "big") for message in messages)
+    return [json.loads(m[8:]) for m in messages] if longest <= size else gather(trainer, state, longest)
+
+
+def combined(states: list[dict[str, Any]], share: float) -> dict[str, Any]:
+    """Combine what the ranks have not written.
+
+    Args:
+        states: `Run.state` of each rank.
+        share: how much each counts: less than 1 where ranks share one copy of the model, so that all made its steps.
+    """
+    opened, ended = {}, {}
+    for stage in STAGES:
+        # A rank may have skipped a validation.
+        runs = zip_longest(*(state["ended"][stage] for state in states), fillvalue={})
+        ended[stage] = [added(totals, share) for totals in runs]
+        epochs = [state["open"][stage] for state in states if stage in state["open"]]
+        if epochs:
+            opened[stage] = {**epochs[0], "totals": added([epoch["totals"] for epoch in epochs], share)}
+    keys = list(dict.fromkeys(key for state in states for key in state["keys"]))
+    return {**states[0], "open": opened, "ended": ended, "keys": keys}
