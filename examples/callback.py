@@ -1,13 +1,10 @@
-"""A callback that reads the mean loss of each epoch as it closes, and of all of them at the end.
+"""A callback that reads the mean loss of each epoch when it ends, and the losses of all epochs after training.
 
     python examples/callback.py
 
-Lightning calls `on_train_epoch_end` of a callback before that of the module, which closes the epoch. So there the epoch
-is still open: all its steps are made, and `running_epoch_loss()` is its mean, on this process. `epoch_losses`, which
-counts all processes, has the epoch in every hook that comes later.
+Lightning calls a callback's `on_train_epoch_end` before the module's, where the epoch is added to `epoch_losses`. So a
+callback reads the mean of the epoch, on this process, from `running_epoch_loss()`.
 """
-
-import argparse
 
 import pytorch_lightning as pl
 import torch
@@ -19,16 +16,14 @@ from epoch_mixin import EpochLossMixin
 
 
 class LossBars(pl.Callback):
-    """A bar for each epoch, and which one was the best."""
-
     def on_train_epoch_end(self, trainer, pl_module):
         loss = pl_module.running_epoch_loss().item()
-        print(f"epoch {trainer.current_epoch:2}  {loss:.4f}  {'#' * round(30 * loss)}")
+        print(f"epoch {trainer.current_epoch}  {loss:.2f}  {'#' * round(30 * loss)}")
 
     def on_train_end(self, trainer, pl_module):
         losses = pl_module.epoch_losses
         best = losses.index(min(losses))
-        print(f"best: epoch {best} of {len(losses)}, {losses[best]:.4f}")
+        print(f"best: epoch {best} of {len(losses)}, {losses[best]:.2f}")
 
 
 class LitDigits(EpochLossMixin, pl.LightningModule):
@@ -44,25 +39,15 @@ class LitDigits(EpochLossMixin, pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=2e-3)
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--max-epochs", type=int, default=10)
-    args = parser.parse_args()
-
-    pl.seed_everything(0)
-    images, labels = load_digits(return_X_y=True)
-    digits = TensorDataset(torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels))
-
-    trainer = pl.Trainer(
-        max_epochs=args.max_epochs,
-        accelerator="cpu",
-        callbacks=[LossBars()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-    )
-    trainer.fit(LitDigits(), DataLoader(digits, batch_size=32, shuffle=True))
-
-
-if __name__ == "__main__":
-    main()
+pl.seed_everything(0)
+images, labels = load_digits(return_X_y=True)
+digits = TensorDataset(torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels))
+trainer = pl.Trainer(
+    max_epochs=3,
+    accelerator="cpu",
+    callbacks=[LossBars()],
+    logger=False,
+    enable_checkpointing=False,
+    enable_progress_bar=False,
+)
+trainer.fit(LitDigits(), DataLoader(digits, batch_size=32, shuffle=True))

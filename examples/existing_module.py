@@ -1,18 +1,14 @@
-"""A module that you may not edit and never make yourself: it only logs its validation loss, and a factory builds it.
+"""A module of another package, which is made by a factory and only logs its validation loss.
 
     python examples/existing_module.py
 
-Put the mixin in front of the class, and give the result to the factory. For scvi-tools this is all of it:
+Subclass the module with the mixin in front, and give the subclass to the factory. With scvi-tools:
 
     class Plan(EpochLossMixin, scvi.train.TrainingPlan): ...
 
     class TrackedSCVI(scvi.model.SCVI):
         _training_plan_cls = Plan
-
-The two classes below stand for such a package; their module is Lightning's `BoringModel`.
 """
-
-import argparse
 
 import pytorch_lightning as pl
 import torch
@@ -24,33 +20,22 @@ from epoch_mixin import EpochLossMixin
 
 
 class TheirModule(BoringModel):
-    """Somebody else's: its validation returns nothing, and its batch says nothing of the number of samples."""
-
     def training_step(self, batch, batch_idx):
-        loss = self.step(batch["halves"])
-        self.log("train_loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["halves"]))
+        loss = self.step(batch)
+        self.log("train_loss", loss, on_step=False, on_epoch=True)
         return loss
 
     def validation_step(self, batch, batch_idx):
-        self.log("validation_loss", self.step(batch["halves"]), batch_size=len(batch["halves"]))
+        self.log("validation_loss", self.step(batch))
 
 
 class TheirFactory:
-    """Somebody else's: makes the module and trains it."""
+    module_class = TheirModule
 
-    _training_plan_cls = TheirModule
-
-    def train(self, images, max_epochs):
-        self.plan = self._training_plan_cls()
-        self.trainer = pl.Trainer(max_epochs=max_epochs, accelerator="cpu", logger=False, enable_checkpointing=False)
-        train, val = (
-            DataLoader(part, batch_size=100, collate_fn=self.collate) for part in (images[:1250], images[1250:])
-        )
-        self.trainer.fit(self.plan, train, val)
-
-    @staticmethod
-    def collate(images):
-        return {"size": torch.tensor([8, 4]), "halves": torch.stack(images)[:, :32]}
+    def train(self, train, val):
+        self.module = self.module_class()
+        self.trainer = pl.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False)
+        self.trainer.fit(self.module, DataLoader(train, batch_size=100), DataLoader(val, batch_size=100))
 
 
 class Tracked(EpochLossMixin, TheirModule):
@@ -58,24 +43,14 @@ class Tracked(EpochLossMixin, TheirModule):
 
 
 class Factory(TheirFactory):
-    _training_plan_cls = Tracked
+    module_class = Tracked
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--max-epochs", type=int, default=5)
-    args = parser.parse_args()
+pl.seed_everything(0)
+images = torch.tensor(load_digits().data[:, :32] / 16, dtype=torch.float32)
+factory = Factory()
+factory.train(images[:1250], images[1250:])
 
-    pl.seed_everything(0)
-    factory = Factory()
-    factory.train(torch.tensor(load_digits().data / 16, dtype=torch.float32), args.max_epochs)
-
-    history, theirs = factory.plan.epoch_history, factory.trainer.callback_metrics
-    print("loss    ", history["loss"])
-    print("val_loss", history["val_loss"])
-    print(f"last epoch, train: theirs {theirs['train_loss']:.6f}, ours {history['loss'][-1]:.6f}")
-    print(f"last epoch, val:   theirs {theirs['validation_loss']:.6f}, ours {history['val_loss'][-1]:.6f}")
-
-
-if __name__ == "__main__":
-    main()
+for name, logged in (("loss", "train_loss"), ("val_loss", "validation_loss")):
+    losses = [round(loss, 4) for loss in factory.module.epoch_history[name]]
+    print(f"{name}: {losses}; they logged for the last epoch: {factory.trainer.callback_metrics[logged]:.4f}")

@@ -1,11 +1,9 @@
-"""Manual optimization with two optimizers: the losses of a generator and a discriminator of handwritten digits.
+"""Manual optimization with two optimizers: the losses of a generator and of a discriminator.
 
     python examples/gan.py
 
-The step returns both under names of their own, and no `"loss"`.
+`epoch_loss_keys` names both losses, and the step returns them in a dict.
 """
-
-import argparse
 
 import pytorch_lightning as pl
 import torch
@@ -31,12 +29,10 @@ class GAN(EpochLossMixin, pl.LightningModule):
         (images,) = batch
         g_optimizer, d_optimizer = self.optimizers()
         fakes = self.generator(torch.randn(len(images), self.latent, device=self.device))
-
         d_loss = (self.verdict(images, real=True) + self.verdict(fakes.detach(), real=False)) / 2
         d_optimizer.zero_grad()
         self.manual_backward(d_loss)
         d_optimizer.step()
-
         g_loss = self.verdict(fakes, real=True)
         g_optimizer.zero_grad()
         self.manual_backward(g_loss)
@@ -45,7 +41,6 @@ class GAN(EpochLossMixin, pl.LightningModule):
         return {"g_loss": g_loss, "d_loss": d_loss}
 
     def verdict(self, images, real):
-        """How far the discriminator is from calling these images real, or fake; in nats per image."""
         logits = self.discriminator(images)
         return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))
 
@@ -53,21 +48,12 @@ class GAN(EpochLossMixin, pl.LightningModule):
         return [torch.optim.Adam(net.parameters(), lr=1e-3) for net in (self.generator, self.discriminator)]
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--max-epochs", type=int, default=10)
-    args = parser.parse_args()
+pl.seed_everything(0)
+images = torch.tensor(load_digits().data / 16, dtype=torch.float32)
 
-    pl.seed_everything(0)
-    images = torch.tensor(load_digits().data / 16, dtype=torch.float32)
+model = GAN()
+trainer = pl.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False)
+trainer.fit(model, DataLoader(TensorDataset(images), batch_size=32, shuffle=True))
 
-    model = GAN()
-    trainer = pl.Trainer(max_epochs=args.max_epochs, accelerator="cpu", logger=False, enable_checkpointing=False)
-    trainer.fit(model, DataLoader(TensorDataset(images), batch_size=32, shuffle=True))
-
-    for epoch, (g_loss, d_loss) in enumerate(zip(model.epoch_history["g_loss"], model.epoch_history["d_loss"])):
-        print(f"epoch {epoch}: g_loss {g_loss:.4f}, d_loss {d_loss:.4f}")
-
-
-if __name__ == "__main__":
-    main()
+for epoch, (g_loss, d_loss) in enumerate(zip(model.epoch_history["g_loss"], model.epoch_history["d_loss"])):
+    print(f"epoch {epoch}: g_loss {g_loss:.2f}, d_loss {d_loss:.2f}")

@@ -1,12 +1,10 @@
-"""The mean so far of the open epoch: on the progress bar, and to tell bad batches in the step.
+"""The mean so far of the open epoch, in the step and on the progress bar.
 
     python examples/running_mean.py
 
-A few of the handwritten digits are far too bright here. A batch whose loss is three times the mean so far is skipped;
-and as `training_step` returns no loss for it, it does not bend the epoch's mean either.
+Some of the images are far too bright here. The step skips a batch whose loss is three times the mean so far. It returns
+no loss for such a batch, so that the mean of the epoch does not count it.
 """
-
-import argparse
 
 import pytorch_lightning as pl
 import torch
@@ -27,36 +25,27 @@ class LitDigits(EpochLossMixin, pl.LightningModule):
         images, labels = batch
         loss = F.cross_entropy(self.linear(images), labels)
 
-        mean = self.running_epoch_loss()  # over the steps before this one; nan in the first
+        mean = self.running_epoch_loss()  # of the steps before this one; NaN in the first
         self.log("mean_loss", mean, prog_bar=True)
-        if loss > 3 * mean:  # never so while the mean is nan
+        if loss > 3 * mean:
             self.skipped += 1
             return None
         return loss
 
     def on_train_epoch_end(self):
-        self.print(f"epoch {self.current_epoch}: loss {self.epoch_losses[-1]:.4f}, batches skipped: {self.skipped}")
+        self.print(f"epoch {self.current_epoch}: loss {self.epoch_losses[-1]:.2f}, batches skipped: {self.skipped}")
         self.skipped = 0
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=2e-3)
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--max-epochs", type=int, default=5)
-    args = parser.parse_args()
+pl.seed_everything(0)
+images, labels = load_digits(return_X_y=True)
+images[::300] *= 1e5
+digits = TensorDataset(torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels))
 
-    pl.seed_everything(0)
-    images, labels = load_digits(return_X_y=True)
-    images[::300] *= 1e5
-    digits = TensorDataset(torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels))
-
-    model = LitDigits()
-    trainer = pl.Trainer(max_epochs=args.max_epochs, accelerator="cpu", logger=False, enable_checkpointing=False)
-    trainer.fit(model, DataLoader(digits, batch_size=32, shuffle=True))
-    print(model.epoch_losses)
-
-
-if __name__ == "__main__":
-    main()
+model = LitDigits()
+trainer = pl.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False)
+trainer.fit(model, DataLoader(digits, batch_size=32, shuffle=True))
+print([round(loss, 2) for loss in model.epoch_losses])

@@ -1,11 +1,9 @@
-"""Several named losses: a variational autoencoder of handwritten digits, its loss and the two parts of it.
+"""Several losses: a variational autoencoder, its loss and the two parts of it.
 
     python examples/vae.py
 
-The step returns a dict with all three, and `epoch_loss_keys` says which of its entries to record.
+The step returns all three in a dict, and `epoch_loss_keys` names those to record.
 """
-
-import argparse
 
 import pytorch_lightning as pl
 import torch
@@ -43,23 +41,14 @@ class VAE(EpochLossMixin, pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=3e-3)
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--max-epochs", type=int, default=10)
-    args = parser.parse_args()
+pl.seed_everything(0)
+images = torch.tensor(load_digits().data / 16, dtype=torch.float32)
+train, val = random_split(TensorDataset(images), [1400, 397], generator=torch.Generator().manual_seed(0))
 
-    pl.seed_everything(0)
-    images = torch.tensor(load_digits().data / 16, dtype=torch.float32)
-    train, val = random_split(TensorDataset(images), [1400, 397], generator=torch.Generator().manual_seed(0))
+model = VAE()
+trainer = pl.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False)
+trainer.fit(model, DataLoader(train, batch_size=32, shuffle=True), DataLoader(val, batch_size=256))
 
-    model = VAE()
-    trainer = pl.Trainer(max_epochs=args.max_epochs, accelerator="cpu", logger=False, enable_checkpointing=False)
-    trainer.fit(model, DataLoader(train, batch_size=32, shuffle=True), DataLoader(val, batch_size=256))
-
-    for key in model.epoch_loss_keys:
-        for name in (key, "val_" + key):
-            print(f"{name:18}", *(f"{loss:8.3f}" for loss in model.epoch_history[name]))
-
-
-if __name__ == "__main__":
-    main()
+for key in model.epoch_loss_keys:
+    for name in (key, "val_" + key):
+        print(f"{name:18}", *(f"{loss:8.2f}" for loss in model.epoch_history[name]))
