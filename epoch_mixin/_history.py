@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from epoch_mixin._mean import ExactMean
-from epoch_mixin._names import Distance, distances
+from epoch_mixin._names import Distance, candidates, distances
 
 # sum(weight x loss) and sum(weight) of each key that had a loss.
 Totals = dict[str, list[float]]
@@ -75,6 +75,10 @@ class Epochs:
     def distances(self, name: str) -> dict[str, Distance]:
         """The keys whose loss a name may mean, as in `_names`."""
         return distances(name, self.keys, self.stage, tuple(self.run.partners.items()))
+
+    def candidates(self, *names: Any) -> dict[str, list[tuple[bool, str]]]:
+        """For each key the names that may give its loss, as in `_names`."""
+        return candidates(*names, self.keys, self.stage, tuple(self.run.partners.items()))
 
     def add(self, key: str, loss: float | Tensor, weight: float | Tensor) -> None:
         """Add a loss: a float, or a detached tensor without dimensions that nobody changes any more."""

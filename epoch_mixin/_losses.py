@@ -156,32 +156,29 @@ def losses_of_step(
         The losses, each with its key and the batch size that was logged with it, several of a key where one name was
         logged several times. And for each key without a loss what was given for it that is none; empty if nothing was.
     """
-    entries = entries_of(output)
-    given = {"loss": output} if entries is None else entries
-    place_of = _place if logged else lambda _: (None, None)
-    returned = [Value(name, value, place_of(value)) for name, value in given.items() if isinstance(name, str)]
-    in_turn = (returned, logged) if entries is not None or bare_first else (logged, returned)
+    entries, logs = entries_of(output), defaultdict[str, list[Value]](list)
+    for value in logged:
+        logs[value.name].append(value)
+    given = {"loss": output} if entries is None else {name: entries[name] for name in entries if isinstance(name, str)}
+    logged_first = bool(logs) and entries is None and not bare_first
     losses: list[tuple[str, Any, Loss | None]] = []
-    faults = dict.fromkeys(epochs.keys, "")
-    named: defaultdict[str, defaultdict[Any, list[Value]]] = defaultdict(lambda: defaultdict(list))
-    for turn, value in ((turn, value) for turn, values in enumerate(in_turn) for value in values):
-        for key, near in epochs.distances(value.name).items():
-            # The closest name first; in what is returned, the key itself.
-            named[key][turn, in_turn[turn] is returned and value.name != key, near, value.name].append(value)
-    for key in epochs.keys:
-        for _, values in sorted(named[key].items()):
-            read = [_read(value, logged, epochs.stage) for value in values]
-            found = [value for value in read if isinstance(value.loss, Loss)]
+    faults: dict[str, str] = {}
+    for key, names in epochs.candidates((*given,), (*logs,), logged_first).items():
+        fault = ""
+        for is_logged, name in names:
+            values = logs[name] if is_logged else [_returned(name, given[name], logged, epochs.stage)]
+            found = [value for value in values if type(value.loss) in (float, Tensor)]
             losses += [
                 (key, value.loss, _logged_size(epochs, key, value, logged) if logged else None) for value in found
             ]
             if found and logged and epochs.stage == "train" and (partners := _names_of(found[0], logged)):
                 epochs.run.partners.setdefault(key, partners)
             if found:
-                del faults[key]
                 break
-            if read[0].loss is not None:
-                faults[key] = faults[key] or f"gave {read[0].loss} for it, which is no real scalar"
+            if values[0].loss is not None:
+                fault = fault or f"gave {values[0].loss} for it, which is no real scalar"
+        else:
+            faults[key] = fault
     return losses, faults
 
 
@@ -193,13 +190,14 @@ def entries_of(output: Any) -> Mapping[Any, Any] | None:
     return None
 
 
-def _read(value: Value, logged: list[Value], stage: str) -> Value:
-    """A value as a loss, if it is none yet; it needs no second copy if the step has just logged it."""
-    if value.loss is None and None not in value.place and not value.value.ndim:
-        copies = [other.loss for other in logged if other.place == value.place and other.loss is not None]
-        value = value._replace(loss=copies[0]) if copies else value
+def _returned(name: str, value: Any, logged: list[Value], stage: str) -> Value:
+    """A value that a step returned; it needs no second copy if the step has just logged it."""
+    place = _place(value) if logged else (None, None)
+    for other in logged if None not in place and not value.ndim else ():
+        if other.place == place and other.loss is not None:
+            return Value(name, value, place, other.loss)
     # In validation one element with dimensions is rather the prediction for a batch of one.
-    return value._replace(loss=as_loss(value.value, dims=stage == "train")) if value.loss is None else value
+    return Value(name, value, place, as_loss(value, stage == "train"))
 
 
 def _place(value: Any) -> tuple[int | None, int | None]:

@@ -2,6 +2,7 @@
 
 import re
 from functools import lru_cache
+from typing import Any
 
 # Words that tell the stage.
 _STAGES = {"train": {"train", "training", "trainer"}, "val": {"val", "valid", "validation", "dev", "eval"}}
@@ -45,6 +46,26 @@ def distances(
             nearest[key] = (0, min(to_partner), *to_key.get(key, (9,)))
     of_other_stage = found & (_ANY_STAGE - _STAGES[stage])
     return {key: far for key, far in nearest.items() if of_other_stage <= set(words(key))}
+
+
+@lru_cache(256)
+def candidates(
+    returned: tuple[str, ...],
+    logged: tuple[str, ...],
+    logged_first: bool,
+    keys: tuple[str, ...],
+    stage: str,
+    partners: Any,
+) -> dict[str, list[tuple[bool, str]]]:
+    """For each key the names that may give its loss, each with whether it is logged: the closest first.
+
+    What is returned comes first, unless ``logged_first``; among what is returned, the key itself.
+    """
+    found: dict[str, list[Any]] = {key: [] for key in keys}
+    for is_logged, name in (*((False, name) for name in returned), *((True, name) for name in logged)):
+        for key, far in distances(name, keys, stage, partners).items():
+            found[key].append((is_logged != logged_first, not is_logged and name != key, far, is_logged, name))
+    return {key: [(is_logged, name) for *_, is_logged, name in sorted(names)] for key, names in found.items()}
 
 
 def key_for(name: str) -> str:
