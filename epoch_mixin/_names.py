@@ -12,21 +12,19 @@ _NEUTRAL = {"epoch", "step", "dataloader", "idx"}
 # Words that tell nothing beside "loss", unless there is a name without them.
 _FILLERS = {"total", "avg", "average", "mean"}
 
-
-@lru_cache(4096)
-def words(name: str) -> tuple[str, ...]:
-    """The words of a name: lower case, split at anything but letters and digits."""
-    return tuple(re.findall(r"[^\W_]+", name.lower()))
-
-
+Names = tuple[str, ...]
 # How far a name is from that of a loss; less for a closer one.
 Distance = tuple[int, ...]
 
 
 @lru_cache(4096)
-def distances(
-    name: str, keys: tuple[str, ...], stage: str, partners: tuple[tuple[str, tuple[str, ...]], ...]
-) -> dict[str, Distance]:
+def words(name: str) -> Names:
+    """The words of a name: lower case, split at anything but letters and digits."""
+    return tuple(re.findall(r"[^\W_]+", name.lower()))
+
+
+@lru_cache(4096)
+def distances(name: str, keys: Names, stage: str, partners: tuple[tuple[str, Names], ...]) -> dict[str, Distance]:
     """The keys whose loss a name may mean in a stage, each with how far the name is from that of the loss.
 
     Args:
@@ -50,12 +48,7 @@ def distances(
 
 @lru_cache(256)
 def candidates(
-    returned: tuple[str, ...],
-    logged: tuple[str, ...],
-    logged_first: bool,
-    keys: tuple[str, ...],
-    stage: str,
-    partners: Any,
+    returned: Names, logged: Names, logged_first: bool, keys: Names, *stage_and_partners: Any
 ) -> dict[str, list[tuple[bool, str]]]:
     """For each key the names that may give its loss, each with whether it is logged: the closest first.
 
@@ -63,7 +56,7 @@ def candidates(
     """
     found: dict[str, list[Any]] = {key: [] for key in keys}
     for is_logged, name in (*((False, name) for name in returned), *((True, name) for name in logged)):
-        for key, far in distances(name, keys, stage, partners).items():
+        for key, far in distances(name, keys, *stage_and_partners).items():
             found[key].append((is_logged != logged_first, not is_logged and name != key, far, is_logged, name))
     return {key: [(is_logged, name) for *_, is_logged, name in sorted(names)] for key, names in found.items()}
 

@@ -1,6 +1,6 @@
 import pytest
 
-from epoch_mixin._names import distances, key_for
+from epoch_mixin._names import candidates, distances, key_for
 
 
 def assert_names(key, names, others, keys=(), stage="val", partners=()):
@@ -38,6 +38,13 @@ def test_a_name_means_the_key_that_it_is_closest_to():
     assert_names("loss", ["val_loss", "val_avg_loss"], ["val_total_loss", "val_kl_loss"], keys)
     assert_names("total_loss", ["val_total_loss"], ["val_loss", "val_avg_total_loss"], keys)
     assert_names("kl_loss", ["val_kl_loss"], ["val_loss", "val_kl"], keys)
+
+
+def test_what_is_returned_comes_first_and_in_it_the_key_itself():
+    names, keys = (("val_loss", "kl", "loss"), ("val_loss", "loss")), ("loss", "kl")
+    returned, logged = [(False, "loss"), (False, "val_loss")], [(True, "val_loss"), (True, "loss")]
+    assert candidates(*names, False, keys, "val", ()) == {"loss": returned + logged, "kl": [(False, "kl")]}
+    assert candidates(*names, True, keys, "val", ()) == {"loss": logged + returned, "kl": [(False, "kl")]}
 
 
 def test_partners_come_first_with_the_stage_exchanged():

@@ -28,7 +28,7 @@ def get_code(self, module):
     path = self.get_filename(module)
     source, count = re.subn(r"\\b(NAMES)\\b", r"renamed_\\1", self.get_data(path).decode())
     renamed.append(count)
-    return compile(source, path, "exec", dont_inherit=True)
+    return compile(source, path, "exec", dont_inherit=True) if count else load(self, module)
 
 importlib.machinery.SourceFileLoader.get_code = get_code
 from tests.helpers import Tracked, fit, loader
