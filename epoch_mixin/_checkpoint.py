@@ -106,7 +106,7 @@ def _restore(module: Any, record: Any, run: Run) -> None:
         recorder.warn_once("weight", f".epoch_loss_weight {fault}, so the mean of the epoch that it cuts is nan")
         pair[:] = math.nan, 1.0
     recorder.history.restore(read["history"], read["val_epochs"])
-    run.__init__(run.trainer)  # type: ignore[misc]
+    run.__init__(run.trainer)  # type: ignore[misc]  # anew, and still the recorder's
     run.partners.update(read["partners"])
     run.train.last = read["last"]
     for epochs in (run.val, run.train):

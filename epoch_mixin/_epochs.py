@@ -125,7 +125,7 @@ def _resume(module: Any, train: Epochs) -> None:
     """Go on from a checkpoint: the index of the first epoch is the one that Lightning has for it."""
     recorder, history, current = module._epoch_recorder, module._epoch_recorder.history, _mark(train)
     train.run.resumes = False
-    if not train.is_open and train.last["mark"] == current:
+    if not train.is_open and train.last["mark"] == current:  # it goes on in the epoch at whose end it saved
         history.resize({*module.epoch_loss_keys, *train.last["totals"]}, history.epochs - 1)
         open_epoch(module, train)
         train.resumed = train.last["totals"]

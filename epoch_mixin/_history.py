@@ -170,6 +170,7 @@ class History:
         if self._epochs and not self.epochs:
             self.restore({name: [] for name in self.means}, {})
         pooled = added({key.partition(LOADER)[0]: pair} for key, pair in totals.items())
+        # A key is listed ahead of its dataloaders.
         means = {key: total / weight for key, (total, weight) in {**pooled, **totals, **pooled}.items() if weight}
         if stage == "val":
             for key, mean in means.items():

@@ -128,6 +128,7 @@ def _record(
     if faults and (in_training or (epochs.mark is not None and not losses)):
         what, entries = described(output, logged, keys), entries_of(output) or {}
         for key, fault in faults.items() if in_training else ():
+            # Lightning skips a step that returns None; None for a key says the same of that loss.
             if fault or not (losses or output is None or None in (entries.get(key, ...) for key in keys)):
                 message = f"no {key!r} is recorded: {key!r} is in epoch_loss_keys, but {step} {fault or what}"
                 module._epoch_recorder.warn_once(key, f".{step}: {message}")
