@@ -5,7 +5,7 @@ hook, ahead of the user's own, and is *written to the history* where all ranks s
 epoch, and of a validation if no rank can be elsewhere. Without a Trainer the hooks that the user calls do the same, in
 a run of their own.
 
-After a *resume*, the sums begin with what the checkpoint brought. Lightning may go on in the epoch that was open. Or it
+After a *resume*, the sums begin with those of the checkpoint. Lightning may go on in the epoch that was open. Or it
 goes on behind it and never calls its end hook, so that the next epoch's beginning ends it. Or, under ``max_steps``, it
 goes on in the epoch at whose end it saved, which is then taken back. The mark of an epoch tells which.
 """
@@ -45,6 +45,10 @@ class Recorder:
         if topic not in self._warned:
             self._warned.add(topic)
             warn(f"{self.owner}{message}")
+
+    def warn_missing(self, key: str, step: str, fault: str) -> None:
+        """Warn once of a key that a step did not give."""
+        self.warn_once(key, f".{step}: no {key!r} is recorded: {key!r} is in epoch_loss_keys, but {step} {fault}")
 
 
 def check_keys(keys: Any, owner: str) -> None:
@@ -107,7 +111,7 @@ def _mark(epochs: Epochs) -> Any:
 
 
 def begin(module: Any, name: str, *_: Any) -> None:
-    """Begin an epoch, unless a checkpoint has brought this very one to go on with."""
+    """Begin an epoch, unless it is already open, restored from a checkpoint."""
     epochs = epochs_of_call(module, name)
     if epochs is not None and epochs.run.trainer is None:
         open_epoch(module, epochs)
@@ -136,7 +140,7 @@ def _resume(module: Any, train: Epochs) -> None:
 
 
 def end_resumed(module: Any, *_: Any) -> None:
-    """End what a checkpoint brought if Lightning found nothing left to do, so that it ran no end hook."""
+    """End a restored epoch if Lightning found nothing left to do, so that it ran no end hook."""
     fit = module._epoch_recorder.fit
     if run_of_call(module) is fit and fit.train.resumed:
         end(module, fit.train)
@@ -226,8 +230,7 @@ def _write(module: Any, epochs: Epochs, totals: Totals) -> None:
     if totals and trainer is not None and trainer.enable_validation and not history.val_epochs:
         missing = [key for key in missing if key in history.given]
     for key in missing if totals and fault else ():
-        message = f"no {key!r} is recorded: {key!r} is in epoch_loss_keys, but {step} {fault}"
-        recorder.warn_once(key, f".{step}: {message}")
+        recorder.warn_missing(key, step, fault)
     if missing and (totals or fault):
         why = f'did the step return it, or self.log("train_{missing[0]}", ...) it?'
         why = all_zero if missing[0] in totals else why if totals else f"it {fault}; {why}"

@@ -130,7 +130,6 @@ def _record(
         for key, fault in faults.items() if in_training else ():
             # Lightning skips a step that returns None; None for a key says the same of that loss.
             if fault or not (losses or output is None or None in (entries.get(key, ...) for key in keys)):
-                message = f"no {key!r} is recorded: {key!r} is in epoch_loss_keys, but {step} {fault or what}"
-                module._epoch_recorder.warn_once(key, f".{step}: {message}")
+                module._epoch_recorder.warn_missing(key, step, fault or what)
         given = [fault for fault in faults.values() if fault and entries]
         epochs.fault = epochs.fault or " and ".join([what, *given[:1]])
