@@ -36,7 +36,7 @@ class Epochs:
         is_open: whether one is open; if not, the rest is that of the last one.
         keys: the keys to record.
         mark: tells an epoch of a fit from the next one; ``None`` without a Trainer.
-        resumed: the sums that a checkpoint brought, over all ranks.
+        resumed: the sums restored from a checkpoint, over all ranks.
         means: of each key that had a loss on this rank.
         usual_mean: that of ``"loss"``, if it is the only key and a batch with a tensor counts its size; else ``None``.
         sizes: the sizes that the first batch tells, if the weight is the default.
@@ -83,7 +83,7 @@ class Epochs:
     def add(self, key: str, loss: float | Tensor, weight: float | Tensor) -> None:
         """Add a loss: a float, or a detached tensor without dimensions that nobody changes any more."""
         self.means[key] = self._accumulators[key]
-        # Past what torchmetrics does around it, which takes longer than all the rest.
+        # Not `self.means[key].update`: what torchmetrics wraps around it takes longer than all the rest.
         ExactMean.update(self.means[key], loss, weight)
 
     def mean(self, key: str) -> Tensor:
@@ -93,7 +93,7 @@ class Epochs:
         return (own.mean_value + total) / (own.weight + weight) if weight else mean
 
     def totals(self, first: bool) -> Totals:
-        """The sums so far, with one read of the device; on the ``first`` rank with what a checkpoint brought."""
+        """The sums so far, with one read of the device; on the ``first`` rank with those of a checkpoint."""
         sums = [part for mean in self.means.values() for part in mean.sums()]
         numbers = iter(torch.stack([part.to(sums[0].device) for part in sums]).tolist() if sums else ())
         own = {key: [total, weight] for key, total, weight in zip(self.means, numbers, numbers)}

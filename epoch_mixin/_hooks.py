@@ -88,7 +88,7 @@ class Recorded:
         """The method that the instance, or the class, would give without us."""
         name = self.name
         if instance is not None and name in vars(instance) and inspect.getattr_static(owner, name) is self:
-            self._put_into(type(instance))  # a pickle may have brought the method
+            self._put_into(type(instance))  # the method may come from a pickle
             return vars(instance)[name]
         if self.own is not ...:
             bind = getattr(type(self.own), "__get__", None)

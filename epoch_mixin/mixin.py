@@ -67,7 +67,7 @@ class EpochLossMixin:
         on_train_epoch_start = _hook(before=_epochs.begin)
         on_train_epoch_end = _hook(before=_epochs.end_training)
         on_validation_epoch_start = _hook(before=_epochs.begin)
-        # What it logs is listened to, as in a step.
+        # What it logs may be recorded, as in a step.
         on_validation_epoch_end = _hook(_epochs.end_validation, after=_epochs.add_logged_at_end, group="step")
         on_fit_end = _hook(before=_epochs.end_resumed)
         on_save_checkpoint = _hook(before=_checkpoint.save)
