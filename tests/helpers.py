@@ -2,6 +2,7 @@
 
 import functools
 import math
+import types
 
 import pytest
 import pytorch_lightning as pl
@@ -111,3 +112,19 @@ def lazy_device():
     """A device other than the CPU, in any build of torch: its tensors compute nothing until somebody reads them."""
     torch._lazy.ts_backend.init()
     return torch.device("lazy")
+
+
+class Decorator:
+    """A decorator that is a class, bound as its subclass says."""
+
+    def __init__(self, function):
+        functools.update_wrapper(self, function)
+        self.function = function
+
+    def __call__(self, *args, **kwargs):
+        return self.function(*args, **kwargs)
+
+
+class BoundAsMethod(Decorator):
+    def __get__(self, instance, owner=None):
+        return self if instance is None else types.MethodType(self, instance)

@@ -14,6 +14,7 @@ from unittest import mock
 import pytest
 
 from epoch_mixin._hooks import Recorded, around_hook, record
+from tests.helpers import BoundAsMethod, Decorator
 
 
 def note(self, call):
@@ -217,22 +218,6 @@ def test_a_call_that_raised_is_not_recorded_and_the_next_one_is():
     model.hook()
     model.step(1)
     assert model.calls == [("hook", (), {}), "parent", ("step", (1,), {})]
-
-
-class Decorator:
-    """A decorator that is a class, bound as its subclass says."""
-
-    def __init__(self, function):
-        functools.update_wrapper(self, function)
-        self.function = function
-
-    def __call__(self, *args, **kwargs):
-        return self.function(*args, **kwargs)
-
-
-class BoundAsMethod(Decorator):
-    def __get__(self, instance, owner=None):
-        return self if instance is None else types.MethodType(self, instance)
 
 
 class BoundAsPartial(Decorator):

@@ -7,7 +7,6 @@ import linecache
 import operator
 import sys
 import threading
-import types
 import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -22,7 +21,7 @@ from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signatu
 
 import epoch_mixin
 from epoch_mixin import EpochLossMixin
-from tests.helpers import Tracked, Witness, close, epoch_means, fit, loader, mean, trainer
+from tests.helpers import BoundAsMethod, Decorator, Tracked, Witness, close, epoch_means, fit, loader, mean, trainer
 
 T = TypeVar("T")
 
@@ -244,20 +243,6 @@ def test_a_step_of_a_base_that_is_patched_later_is_recorded(place):
     witness = Witness()
     fit(model, max_epochs=1, callbacks=[witness])
     assert model.epoch_losses == [7.0, close(epoch_means(witness.steps)[0])]
-
-
-class Decorator:
-    def __init__(self, function):
-        functools.update_wrapper(self, function)
-        self.function = function
-
-    def __call__(self, *args, **kwargs):
-        return self.function(*args, **kwargs)
-
-
-class BoundAsMethod(Decorator):
-    def __get__(self, instance, owner=None):
-        return self if instance is None else types.MethodType(self, instance)
 
 
 class BoundAsPartial(Decorator):
