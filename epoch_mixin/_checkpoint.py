@@ -29,7 +29,7 @@ def save(module: Any, name: str, args: Any, kwargs: Any) -> None:
     alone = stopped or (trainer is not None and not by_lightning) or ranks_of(trainer)[0] == 1
     # Lightning's hooks open and end the same epochs on all ranks.
     is_open = run.val.is_open or run.train.is_open
-    state = synchronize(module, run, with_open=True)[0] if is_open and not alone else run.state()
+    state = synchronize(module, run, with_open=True) if is_open and not alone else run.state()
     checkpoint[_RECORD] = _record(module, state)
 
 

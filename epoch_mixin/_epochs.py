@@ -157,9 +157,9 @@ def end_validation(module: Any, name: str, *_: Any) -> Any:
     if val is None or not val.is_open:
         return None
     fault, val.fault = val.fault, ""  # no fault yet: the user's hook may log the loss
-    ended, keys = end(module, val) or (val.ended, val.keys)
-    given = {key.partition(LOADER)[0] for key in ended[-1]}
-    return val, [], [key for key in keys if key not in given], "" if given else fault
+    state = end(module, val) or val.run.state(with_open=False)
+    given = {key.partition(LOADER)[0] for key in val.last["totals"]}
+    return val, [], [key for key in state["keys"] if key not in given], "" if given else fault
 
 
 def add_logged_at_end(module: Any, noted: Any) -> None:
@@ -180,8 +180,8 @@ def add_logged_at_end(module: Any, noted: Any) -> None:
             val.ended[-2:] = [added(val.ended[-2:])]
 
 
-def end(module: Any, epochs: Epochs | None) -> tuple[list[Totals], list[str]] | None:
-    """End an epoch; write it if all ranks synchronize here, and return then what `synchronize` wrote."""
+def end(module: Any, epochs: Epochs | None) -> dict[str, Any] | None:
+    """End an epoch; if all ranks synchronize here, write it and return what `synchronize` returns."""
     trainer = epochs and epochs.run.trainer
     if epochs is None or (trainer is not None and not epochs.is_open):
         return None  # a callback calls the hook itself
@@ -193,25 +193,23 @@ def end(module: Any, epochs: Epochs | None) -> tuple[list[Totals], list[str]] | 
     skipped = trainer is not None and epochs.batches == batches(trainer) and is_within_epoch(trainer)
     if in_training and not epochs.ended[-1] and not skipped:
         epochs.fault = epochs.fault or "was not called"
-    return synchronize(module, epochs.run)[1:] if in_training or all_validate_together(module, trainer) else None
+    return synchronize(module, epochs.run) if in_training or all_validate_together(module, trainer) else None
 
 
-def synchronize(module: Any, run: Run, with_open: bool = False) -> tuple[dict[str, Any], list[Totals], list[str]]:
+def synchronize(module: Any, run: Run, with_open: bool = False) -> dict[str, Any]:
     """Combine what all ranks have ended and write it to the history.
 
     Returns:
-        What is not written, in plain types; the validations that were written; the keys of all ranks.
+        `Run.state` of all ranks together, without what is now written.
     """
     _, is_first, share = ranks_of(run.trainer)
-    state = {**run.state(is_first, with_open), "keys": list(module.epoch_loss_keys)}
-    state = combined(gather(run.trainer, state), share)
-    ended, run.val.ended, run.train.ended = state["ended"], [], []
-    if ended["train"]:
-        run.train.last["totals"] = ended["train"][-1]
+    state = combined(gather(run.trainer, run.state(is_first, with_open)), share)
+    run.val.ended, run.train.ended = [], []
     for epochs in (run.val, run.train):
-        for totals in ended[epochs.stage]:
+        for totals in state["ended"][epochs.stage]:
+            epochs.last["totals"] = totals
             _write(module, epochs, totals)
-    return {**state, "last": run.train.last, "ended": {}}, ended["val"], state["keys"]
+    return {**state, "last": run.train.last, "ended": {}}
 
 
 def _write(module: Any, epochs: Epochs, totals: Totals) -> None:

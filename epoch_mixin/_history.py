@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from epoch_mixin._mean import ExactMean
-from epoch_mixin._names import Distance, candidates, distances
 
 # sum(weight x loss) and sum(weight) of each key that had a loss.
 Totals = dict[str, list[float]]
@@ -72,13 +71,9 @@ class Epochs:
         self.usual_mean: ExactMean | None = None
         self.resumed: Totals = {}
 
-    def distances(self, name: str) -> dict[str, Distance]:
-        """The keys whose loss a name may mean, as in `_names`."""
-        return distances(name, self.keys, self.stage, tuple(self.run.partners.items()))
-
-    def candidates(self, *names: Any) -> dict[str, list[tuple[bool, str]]]:
-        """For each key the names that may give its loss, as in `_names`."""
-        return candidates(*names, self.keys, self.stage, tuple(self.run.partners.items()))
+    def naming(self) -> tuple[Any, ...]:
+        """What decides which loss a name means, as `_names` takes it."""
+        return self.keys, self.stage, tuple(self.run.partners.items())
 
     def add(self, key: str, loss: float | Tensor, weight: float | Tensor) -> None:
         """Add a loss: a float, or a detached tensor without dimensions that nobody changes any more."""
@@ -128,6 +123,7 @@ class Run:
             "ended": {"val": [*self.val.ended], "train": [*self.train.ended]},
             "last": self.train.last,
             "partners": {**self.partners},
+            "keys": [*self.val.keys],
         }
 
 

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torchmetrics import Metric
 
 from epoch_mixin._history import Epochs
-from epoch_mixin._names import key_for
+from epoch_mixin._names import candidates, distances, key_for
 
 Loss = float | Tensor
 
@@ -131,7 +131,7 @@ def logged_values(epochs: Epochs, args: Any, kwargs: Any, at_end: bool) -> Itera
     if isinstance(given, str):
         given = {given: args[1] if len(args) > 1 else kwargs.get("value")}
     for name, value in given.items() if isinstance(given, Mapping) else ():
-        is_near = bool(epochs.distances(name))
+        is_near = bool(distances(name, *epochs.naming()))
         if isinstance(value, Metric):
             value = _metric_value(value, at_end and is_near)
         loss = as_loss(value) if is_near else None
@@ -163,7 +163,7 @@ def losses_of_step(
     logged_first = bool(logs) and entries is None and not bare_first
     losses: list[tuple[str, Any, Loss | None]] = []
     faults: dict[str, str] = {}
-    for key, names in epochs.candidates((*given,), (*logs,), logged_first).items():
+    for key, names in candidates((*given,), (*logs,), logged_first, *epochs.naming()).items():
         fault = ""
         for is_logged, name in names:
             values = logs[name] if is_logged else [_returned(name, given[name], logged, epochs.stage)]
@@ -215,7 +215,7 @@ def _names_of(value: Value, logged: list[Value]) -> tuple[str, ...]:
 
 def _logged_size(epochs: Epochs, key: str, value: Value, logged: list[Value]) -> Loss | None:
     """The ``batch_size`` that was given with a loss, or with another of its names, or with anything in the step."""
-    others = sorted(logged, key=lambda other: epochs.distances(other.name).get(key, (9,)))
+    others = sorted(logged, key=lambda other: distances(other.name, *epochs.naming()).get(key, (9,)))
     for size in (value.size, *(other.size for other in others)):
         with suppress(TypeError, ValueError):  # Lightning takes it as it is
             return checked_weight(size, "")
