@@ -37,8 +37,8 @@ class Epochs:
         mark: tells an epoch of a fit from the next one; ``None`` without a Trainer.
         resumed: the sums restored from a checkpoint, over all ranks.
         means: of each key that had a loss on this rank.
-        usual_mean: that of ``"loss"``, if it is the only key and a batch with a tensor counts its size; else ``None``.
-        sizes: the sizes that the first batch tells, if the weight is the default.
+        usual_mean: that of ``"loss"``, if this is the only key; else ``None``.
+        sizes: the sizes that the first batch tells, if the weight is the default; ``None`` if no epoch is open.
         batches: how many batches the fit had had when the epoch began here.
         fault: what the first step that did not give each key returned and logged.
     """
@@ -55,7 +55,6 @@ class Epochs:
         """Open an epoch in place of one that may be open."""
         self._reset()
         self.is_open, self.keys, self.mark, self.batches, self.fault = True, keys, mark, -1, ""
-        self.sizes: list[int] | None = None
 
     def end(self, first: bool) -> None:
         """End the open epoch on this rank."""
@@ -69,6 +68,7 @@ class Epochs:
             mean.reset()
         self.means: dict[str, ExactMean] = {}
         self.usual_mean: ExactMean | None = None
+        self.sizes: list[int] | None = None
         self.resumed: Totals = {}
 
     def naming(self) -> tuple[Any, ...]:

@@ -184,10 +184,10 @@ def losses_of_step(
 
 def entries_of(output: Any) -> Mapping[Any, Any] | None:
     """What a step returned by name; ``None`` if it has no names."""
-    with suppress(Exception):  # a mapping of unknown type may raise whatever it is asked
-        if isinstance(output, Mapping):
-            return output if type(output) is dict else dict(output.items())
-    return None
+    try:
+        return output if type(output) is dict else dict(output.items()) if isinstance(output, Mapping) else None
+    except Exception:  # a mapping of unknown type may raise whatever it is asked
+        return None
 
 
 def _returned(name: str, value: Any, logged: list[Value], stage: str) -> Value:

@@ -41,10 +41,9 @@ def around_step(method: Callable[..., Any], name: str) -> Callable[..., Any]:
             if is_called and trainer:
                 is_called = str.__eq__(trainer.state.status, "running") and str.__eq__(trainer.state.fn, "fit")
             epochs = (run.train if in_training else run.val) if is_called else None
-            mean = epochs and epochs.usual_mean
             first = batch[0] if type(batch) in (tuple, list) and batch else batch
-            if mean is not None and type(first) is Tensor and first.ndim:
-                weight = first.size(0)
+            if epochs and epochs.sizes and len(epochs.sizes) == 1 and type(first) is Tensor and first.ndim:
+                mean, weight = epochs.usual_mean, first.size(0)
             else:
                 mean, (epochs, batch, weight) = None, prepare(module, name, args, kwargs)
             if epochs is None:
@@ -123,7 +122,7 @@ def _record(
         hint = "override `epoch_loss_weight`, or say `self.log(..., batch_size=...)` in the step"
         what = f"{what} The first counts; {hint}" if epochs.sizes else f"{none} {hint}"
         module._epoch_recorder.warn_once(f"{step} sizes", f".{step}: {what}")
-    if keys == ("loss",) and not source and epochs.sizes and len(epochs.sizes) == 1:
+    if keys == ("loss",):
         epochs.usual_mean = epochs.means.get("loss")
     if faults and (in_training or (epochs.mark is not None and not losses)):
         what, entries = described(output, logged, keys), entries_of(output) or {}

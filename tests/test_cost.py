@@ -191,6 +191,10 @@ def test_a_further_key_takes_as_many_calls_of_ours_beside_many_keys_as_beside_fe
     assert (many - one) / 500 <= (few - one) / 10 <= 10
 
 
+def test_a_step_with_two_keys_makes_at_most_twenty_calls_of_ours():
+    assert 0 < calls_of_ours(("loss", "kl")) <= 20
+
+
 @pytest.fixture
 def tensors_alive():
     """Tells how many tensors there are that were not there before the test."""
