@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Any
 
 # Words that tell the stage.
-_STAGES = {"train": {"train", "training", "trainer"}, "val": {"val", "valid", "validation", "dev", "eval"}}
+_STAGES = {"train": {"train", "training", "trainer"}, "val": {"val", "valid", "validation", "validate", "dev", "eval"}}
 _ANY_STAGE = _STAGES["train"] | _STAGES["val"]
 # Words that, like numbers, do not tell which loss it is.
 _NEUTRAL = {"epoch", "step", "dataloader", "idx"}
@@ -19,8 +19,9 @@ Distance = tuple[int, ...]
 
 @lru_cache(4096)
 def words(name: str) -> Names:
-    """The words of a name: lower case, split at anything but letters and digits."""
-    return tuple(re.findall(r"[^\W_]+", name.lower()))
+    """The words of a name: lower case, split at anything but letters and digits, and within ``valLoss``."""
+    # Not within `mIoU` or `mAP`, which are words.
+    return tuple(re.findall(r"[^\W_]+", re.sub(r"(?<=[a-z]{2})(?=[A-Z][a-z])", " ", name).lower()))
 
 
 @lru_cache(4096)

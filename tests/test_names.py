@@ -30,6 +30,7 @@ def test_words_that_a_key_has_tell_something():
     assert_names("total", ["val_total", "total"], ["val_loss", "val_mean_total"])
     assert_names("step_time", ["val_step_time", "step_time"], ["val_time"])
     assert_names("top1_train_acc", ["top1_train_acc"], ["top1_acc", "val_top1_acc"])
+    assert_names("miou", ["val_mIoU", "mIoU"], ["val_IoU"])
     assert_names("verlust_ω", ["val_Verlust/Ω", "ω verlust"], ["val_Verlust"])
 
 
