@@ -34,7 +34,7 @@ def save(module: Any, name: str, args: Any, kwargs: Any) -> None:
 
 
 def load(module: Any, name: str, args: Any, kwargs: Any) -> None:
-    """Take the record from a checkpoint, if this is one to go on from; others only lend the weights."""
+    """Restore the record from a checkpoint, unless a Trainer loads only the weights from it."""
     checkpoint, run = _first_dict(args, kwargs), run_of_call(module)
     if run is not None and _RECORD in checkpoint:
         _restore(module, checkpoint[_RECORD], run)

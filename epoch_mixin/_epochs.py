@@ -52,7 +52,7 @@ class Recorder:
 
 
 def check_keys(keys: Any, owner: str) -> None:
-    """Raise if ``owner.epoch_loss_keys`` are none."""
+    """Raise if ``owner.epoch_loss_keys`` is not what it must be."""
     if not (isinstance(keys, tuple) and keys and all(isinstance(key, str) for key in keys)):
         raise TypeError(f'{owner}.epoch_loss_keys must be a tuple of strings such as ("loss",), not {keys!r}')
     if len({*keys, *("val_" + key for key in keys)}) < 2 * len(keys):
@@ -66,9 +66,9 @@ def trainer_at_work(module: Any) -> Any:
 
 
 def run_of_call(module: Any, name: str = "") -> Any:
-    """The run that a call belongs to: of a step or hook of this name, or of any. ``None`` if it is not recorded.
+    """The run that records a call of the step or hook ``name``, or of any; ``None`` if the call is not recorded.
 
-    Where a Trainer is at work, only what it calls itself is recorded, in the right stage of the module's fit.
+    While a Trainer is at work, only what it calls itself is recorded, in the right stage of the module's fit.
     """
     recorder, trainer = module._epoch_recorder, trainer_at_work(module)
     if trainer is None:
@@ -79,7 +79,7 @@ def run_of_call(module: Any, name: str = "") -> Any:
 
 
 def epochs_of_call(module: Any, name: str) -> Any:
-    """The epochs that a call of a step or hook belongs to, likewise."""
+    """The epochs that record a call of the step or hook ``name``; ``None`` if the call is not recorded."""
     run = run_of_call(module, name)
     return run and (run.train if "train" in name else run.val)
 
@@ -105,7 +105,7 @@ def open_epoch(module: Any, epochs: Epochs) -> None:
 
 
 def _mark(epochs: Epochs) -> Any:
-    """Tells an epoch of a fit from the next one, before a resume and after."""
+    """A number that is another one for each epoch of a fit, also after a resume."""
     trainer = epochs.run.trainer
     return trainer and (trainer.current_epoch if epochs.stage == "train" else batches(trainer))
 
@@ -126,7 +126,7 @@ def begin(module: Any, name: str, *_: Any) -> None:
 
 
 def _resume(module: Any, train: Epochs) -> None:
-    """Go on from a checkpoint: the index of the first epoch is the one that Lightning has for it."""
+    """Go on from a checkpoint. The first epoch gets the index that Lightning has for it."""
     recorder, history, current = module._epoch_recorder, module._epoch_recorder.history, _mark(train)
     train.run.resumes = False
     if not train.is_open and train.last["mark"] == current:  # it goes on in the epoch at whose end it saved
@@ -152,7 +152,10 @@ def end_training(module: Any, name: str, *_: Any) -> None:
 
 
 def end_validation(module: Any, name: str, *_: Any) -> Any:
-    """End a validation, likewise; return what `add_logged_at_end` needs, first where to note what the hook logs."""
+    """End a validation, ahead of the user's hook; return what `add_logged_at_end` needs.
+
+    That is the epochs, a list for what the hook logs, the keys without a loss, and why they have none.
+    """
     val = epochs_of_call(module, name)
     if val is None or not val.is_open:
         return None

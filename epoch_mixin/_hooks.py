@@ -27,9 +27,9 @@ __tracebackhide__ = True
 
 # Tells a compiler to leave a function alone. It has no annotations.
 _disable: Any = torch.compiler.disable
-# Makes, of a method and its name, a function that runs it with recording.
+# Makes a function that runs a method with recording, from the method and its name.
 Around = Callable[[Callable[..., Any], str], Callable[..., Any]]
-# The outermost calls that are running, as (thread, id of the instance, group), each with what is noted in its course.
+# The outermost calls that are running, as (thread, id of the instance, group), each with what is noted while it runs.
 running: dict[tuple[int, int, str], Any] = {}
 
 
@@ -143,8 +143,8 @@ def around_hook(
 ) -> Callable[..., Any]:
     """Run ``before(instance, name, args, kwargs)`` ahead of a method and ``after(instance, its result)`` behind it.
 
-    Where methods of the same group call each other, only the outermost call counts for which ``before`` does not give
-    ``NotImplemented``.
+    If methods of the same group call each other, only the outermost call counts. Where ``before`` returns
+    ``NotImplemented``, a call within may count instead.
     """
     before, after = (part and _disable(part) for part in (before, after))
 

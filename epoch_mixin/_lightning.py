@@ -1,4 +1,4 @@
-"""What the package asks of Lightning by names that are not public: each in one place, with a default if it is gone.
+"""The names of Lightning that are not public: each is used in one place, with a default if it is gone.
 
 Nothing is imported from Lightning: the objects may be those of ``pytorch_lightning`` or of ``lightning.pytorch``.
 """

@@ -65,7 +65,7 @@ def _size_of_graph(part: Any) -> int | None:
 
 
 def _parts(batch: Any) -> Iterator[Any]:
-    """A batch, and what it is made of. Other things that can be iterated over would have to be read, at a price."""
+    """A batch, and what it is made of. To look through other iterables would mean to read them."""
     yield batch
     parts: Any = ()
     if isinstance(batch, (tuple, list, set, frozenset, deque)) and not isinstance(batch, PackedSequence):
@@ -79,9 +79,10 @@ def _parts(batch: Any) -> Iterator[Any]:
 
 
 def as_loss(value: Any, dims: bool = True) -> Loss | str | None:
-    """The value as a float, or, where it is on a device, as a detached copy without dimensions.
+    """Give a loss as a float, or as a detached copy without dimensions if it is on a device.
 
-    What it is, if it is no loss; ``None`` for ``None``. ``dims``: whether one element with dimensions is a loss.
+    If the value is no loss, give words that say what it is; for ``None``, ``None``. ``dims`` tells whether one element
+    with dimensions is a loss.
     """
     kind = type(value).__name__
     try:
@@ -139,7 +140,7 @@ def logged_values(epochs: Epochs, args: Any, kwargs: Any, at_end: bool) -> Itera
 
 
 def _metric_value(metric: Metric, at_end: bool) -> Any:
-    """What the latest call of a metric gave, ``None`` if it was only updated; or the value of all that it has had."""
+    """The value of a metric's latest call, ``None`` if it was only updated; at the end, its value for all batches."""
     with suppress(Exception):  # it may not be able to compute yet
         return metric.compute() if at_end else metric._forward_cache
     return None

@@ -21,7 +21,7 @@ _TRAIN: dict[str, Any] = {"linestyle": "-", "marker": "o", "linewidth": 2, "alph
 # Of a validation, and of three dataloaders of it in turn.
 _LINES = [("--", "o"), (":", "s"), ((0, (8, 4)), "D"), ("-.", "p")]
 _VAL = [{"linestyle": line, "marker": marker, "linewidth": 1.2, "fillstyle": "none"} for line, marker in _LINES]
-# What has no place on the y axis: its marker, and its height in the axes, whatever the limits and the scale.
+# The markers of values that the y axis cannot show, each with its height in the axes, whatever the limits and scale.
 _NOT_FINITE = {"nan": ("x", 0.97), "inf": ("^", 0.92), "-inf": ("v", 0.03)}
 
 
@@ -68,7 +68,7 @@ def _draw(ax: Axes, x: Sequence[float], losses: Sequence[float], marker: str, **
         if at:
             ax.plot(at, [height] * len(at), shape, color=color, markersize=5, transform=ax.get_xaxis_transform())
             if kind not in ax.get_legend_handles_labels()[1]:
-                # Curves of any colour wear the mark, so the legend shows it in grey, and once.
+                # All curves share the marker, so the legend shows it once, in grey.
                 ax.plot([], [], shape, color="gray", markersize=5, label=kind)
     return color
 

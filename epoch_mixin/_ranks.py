@@ -38,9 +38,9 @@ def all_validate_together(module: Any, trainer: Any) -> bool:
 
 
 def gather(trainer: Any, state: Any, size: int = 4096) -> list[Any]:
-    """What each rank says, in one collective of a size that all know; in a second one where one has more to say.
+    """Gather the states of all ranks in one collective of fixed size, or in a second one if a state is longer.
 
-    As JSON in a tensor: strategies without ``torch.distributed``, as those of TPUs, gather nothing else.
+    As JSON in a tensor: strategies without ``torch.distributed``, such as those of TPUs, gather nothing else.
     """
     states = [state] * ranks_of(trainer)[0]
     if trainer is None and len(states) > 1:

@@ -86,14 +86,17 @@ def note_log(module: Any, name: str, args: Any, kwargs: Any) -> Any:
 
 
 def _prepare(module: Any, name: str, args: Any, kwargs: Any) -> tuple[Epochs | None, Any, Any]:
-    """Ahead of a step, its epoch, if it is recorded, its batch, and how much it counts, for it may change its batch."""
+    """Give the epoch, the batch and the weight of a step before it runs, for it may change its batch.
+
+    No epoch: the step is not recorded. No weight: it shows when the step has run.
+    """
     epochs = epochs_of_call(module, name)
     if epochs is None:
         return None, None, None
     if not epochs.is_open:
         open_epoch(module, epochs)
     batch = args[0] if args else kwargs.get(next(iter(inspect.signature(getattr(module, name)).parameters), ""))
-    # An iterator is left alone until the step has read it.
+    # The step itself reads an iterator.
     return epochs, batch, None if hasattr(type(batch), "__next__") else _weight(module, epochs, batch)
 
 
@@ -106,7 +109,7 @@ def _weight(module: Any, epochs: Epochs, batch: Any) -> Any:
 def _record(
     module: Any, epochs: Epochs, batch: Any, loader: Any, weight: Any, output: Any, logged: list[Value]
 ) -> None:
-    """Add the losses of a step to its epoch, and keep for a message what did not give one."""
+    """Add the losses of a step to its epoch, and note for a message why a key has none."""
     step, keys, in_training = STEP[epochs.stage], epochs.keys, epochs.stage == "train"
     if weight is None:
         batch, loader = fetched_batch(batch, loader)

@@ -26,9 +26,7 @@ def _hook(before: Any = None, after: Any = None, group: str = "") -> Recorded:
 
 
 def _set_up(module: Any, *_: Any) -> None:
-    for cls in type(module).__mro__:  # a notebook or a test may have put a method into a class
-        if "_is_recorded" in vars(cls) and cls is not EpochLossMixin:
-            record(cls, EpochLossMixin)
+    record(type(module), EpochLossMixin)  # a notebook or a test may have put a method into a class
     _epochs.set_up(module)
 
 
@@ -93,7 +91,7 @@ class EpochLossMixin:
                 " `__init_subclass__` that does not call `super().__init_subclass__()`"
             )
         if not _is_lightning(cls):
-            raise TypeError(f"{cls.__name__} is no LightningModule, and only on such a class EpochLossMixin can work")
+            raise TypeError(f"{cls.__name__} is no LightningModule, and EpochLossMixin works on no other class")
         return Recorder(cls.__name__)
 
     @property
