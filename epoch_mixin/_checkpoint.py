@@ -2,35 +2,66 @@
 
 import math
 import reprlib
-from collections.abc import Callable, Mapping
 from itertools import chain
 from operator import index
-from typing import Any
+from typing import Any, NamedTuple
 
-from epoch_mixin._epochs import run_of_call, synchronize, trainer_at_work
-from epoch_mixin._history import STAGES, Run
 from epoch_mixin._lightning import attached_trainer, current_hook, is_in_worker
+from epoch_mixin._loop import open_epoch, synchronize
+from epoch_mixin._names import Partners
 from epoch_mixin._ranks import ranks_of
+from epoch_mixin._recorder import Recorder, run_of_call
+from epoch_mixin._run import STAGES, Epoch, Run, RunState, Totals
 
 # Where a checkpoint keeps the record, and the newest version of its form.
 _RECORD, _VERSION = "epoch_mixin", 1
+# Shows a record in a line.
+_short = reprlib.Repr()
+_short.maxlevel = 2
+
+
+class Record(NamedTuple):
+    """What a checkpoint holds, beside the version of its form.
+
+    Attributes:
+        history, val_epochs, val_parts: see `History`.
+        open, ended, last: see `RunState`.
+        partners: see `Partners`.
+    """
+
+    history: dict[str, list[float]]
+    val_epochs: dict[str, list[int]]
+    val_parts: dict[str, list[float]]
+    open: dict[str, Epoch]
+    ended: dict[str, list[Totals]]
+    last: Epoch
+    partners: Partners
 
 
 def save(module: Any, name: str, args: Any, kwargs: Any) -> None:
-    """Put the record into a checkpoint, with the open epochs of all ranks."""
-    recorder, checkpoint, attached = module._epoch_recorder, _first_dict(args, kwargs), attached_trainer(module)
+    """Put the record into a checkpoint, with the open epochs of all ranks.
+
+    The ranks gather in a save that all of them take part in: one of which Lightning has told all ranks, or one that a
+    loop without a Trainer calls. Lightning's hooks open and end the same epochs on all ranks.
+    """
+    recorder: Recorder = module._epoch_recorder
+    checkpoint, attached = _first_dict(args, kwargs), attached_trainer(module)
     if _RECORD in checkpoint and attached is not None and attached.lightning_module is not module:
-        return  # it is part of another module, whose record this is
+        return  # the module is part of another one, which has put its record there
     by_lightning = current_hook(module) == name
-    trainer = (recorder.fit.trainer or attached) if by_lightning else trainer_at_work(module)
-    run = recorder.without_trainer if trainer is None else recorder.fit
-    # An exception may have stopped this rank alone; SIGTERM, Lightning tells all. A user may call this on one rank.
-    stopped = trainer is not None and trainer.interrupted and not getattr(trainer, "received_sigterm", False)
-    alone = stopped or (trainer is not None and not by_lightning) or ranks_of(trainer)[0] == 1
-    # Lightning's hooks open and end the same epochs on all ranks.
+    is_of_loop = not by_lightning and run_of_call(module) is recorder.without_trainer
+    run = recorder.without_trainer if is_of_loop else recorder.fit
+    trainer = run.trainer
+    # An exception may have stopped this rank alone; of SIGTERM, Lightning tells all.
+    is_stopped = trainer is not None and trainer.interrupted and not getattr(trainer, "received_sigterm", False)
+    all_take_part = trainer is None or (by_lightning and not is_stopped)
     is_open = run.val.is_open or run.train.is_open
-    state = synchronize(module, run, with_open=True) if is_open and not alone else run.state()
-    checkpoint[_RECORD] = _record(module, state)
+    if is_open and all_take_part and ranks_of(trainer).number > 1:
+        state = synchronize(module, run, with_open=True)
+        state["ended"] = {stage: [] for stage in STAGES}  # they are in the history now
+    else:
+        state = run.state()
+    checkpoint[_RECORD] = _to_record(module, run, state)
 
 
 def load(module: Any, name: str, args: Any, kwargs: Any) -> None:
@@ -49,13 +80,14 @@ def send_from_worker(module: Any, *_: Any) -> None:
     load (`strategies/launchers/multiprocessing.py`). The record travels in it, put there behind a user's own
     ``state_dict``, which may leave out what it does not know.
     """
-    fit, state_dict = module._epoch_recorder.fit, module.state_dict
+    fit: Run = module._epoch_recorder.fit
+    state_dict = module.state_dict
     if run_of_call(module) is fit and is_in_worker(fit.trainer):
-        record = _record(module, fit.state())
+        record = _to_record(module, fit, fit.state())
         vars(module)["state_dict"] = lambda *args, **kwargs: {**state_dict(*args, **kwargs), _RECORD: record}
 
 
-def receive_from_worker(module: Any, name: str, args: Any, kwargs: Any) -> None:
+def restore_from_worker(module: Any, name: str, args: Any, kwargs: Any) -> None:
     """Take the record out of a ``state_dict`` that a worker has sent."""
     state_dict = _first_dict(args, kwargs)
     if _RECORD in state_dict:
@@ -67,53 +99,91 @@ def _first_dict(args: Any, kwargs: Any) -> Any:
     return next((given for given in (*args, *kwargs.values()) if isinstance(given, dict)), {})
 
 
-def _record(module: Any, state: Mapping[str, Any]) -> dict[str, Any]:
+def _to_record(module: Any, run: Run, state: RunState) -> dict[str, Any]:
     history, means = module._epoch_recorder.history, {}
     for name, values in history.means.items():
         try:
             means[_text(name)] = _floats(values)
         except Exception:  # whatever a user has put there: a save must not end a run
-            fault = f".epoch_history[{name!r}] is not saved, for it is no list of numbers"
-            module._epoch_recorder.warn_once(f"save {name}", fault)
-    val_epochs = {name: list(epochs) for name, epochs in history.val_epochs.items() if name in means}
-    record = {"version": _VERSION, "history": means, "val_epochs": val_epochs, **state}
-    return {part: record[part] for part in _PARTS}
+            module._epoch_recorder.diagnosis.list_not_saved(name)
+    return {
+        "version": _VERSION,
+        "history": means,
+        "val_epochs": {name: list(epochs) for name, epochs in history.val_epochs.items() if name in means},
+        "val_parts": {name: list(parts) for name, parts in history.val_parts.items() if name in means},
+        "open": state["open"],
+        "ended": state["ended"],
+        "last": state["last"],
+        "partners": {key: dict(names) for key, names in run.partners.evidence.items()},
+    }
 
 
 def _restore(module: Any, record: Any, run: Run) -> None:
     """Take over a record in place of what is there.
 
     Raises:
-        ValueError: a part of the record has another form; nothing is changed.
+        ValueError: the record is damaged, or of a newer version of the package; nothing is changed.
     """
-    # Records of older versions have fewer parts.
-    defaults = {"version": _VERSION, "ended": {}, "last": {"mark": None, "totals": {}}, "partners": {}}
-    part, given, read, recorder = "it", record, {}, module._epoch_recorder
+    recorder, where = module._epoch_recorder, f"checkpoint[{_RECORD!r}]"
     try:
-        record = {**defaults, **record}
-        for part, reader in _PARTS.items():
-            given = record.get(part)
-            read[part] = reader(given)
-        totals = [*chain(*read["ended"].values()), *(it["totals"] for it in (*read["open"].values(), read["last"]))]
-        part, given = "a total and a weight", [pair for pairs in totals for pair in pairs.values()]
-        if any(weight < 0 for _, weight in given):
-            raise ValueError
-    except Exception as error:
-        fault = f"{part} must not be {reprlib.repr(given)}"
-        raise ValueError(f"{recorder.owner}: checkpoint[{_RECORD!r}] is damaged: {fault}") from error
-    for pair in [pair for pair in given if not math.isfinite(pair[1])]:
-        fault = "had returned a negative number, NaN or infinity when the checkpoint was saved"
-        recorder.warn_once("weight", f".epoch_loss_weight {fault}, so the mean of the epoch that it cuts is nan")
+        version = index(record.get("version", _VERSION))
+        read = _read(record) if version <= _VERSION else None
+    except Exception as error:  # whatever a record of another form may raise
+        raise ValueError(f"{recorder.owner}: {where} is damaged: {_short.repr(record)}") from error
+    if read is None:
+        what = f"has version {version}, and this epoch-mixin reads versions up to {_VERSION}"
+        raise ValueError(f"{recorder.owner}: {where} {what}; install a newer one")
+    epochs = [*chain(*read.ended.values()), *(epoch["totals"] for epoch in (*read.open.values(), read.last))]
+    wrong = [pair for totals in epochs for pair in totals.values() if not math.isfinite(pair[1])]
+    for pair in wrong:
         pair[:] = math.nan, 1.0
-    recorder.history.restore(read["history"], read["val_epochs"])
-    run.__init__(run.trainer)  # type: ignore[misc]  # anew, and still the recorder's
-    run.partners.update(read["partners"])
-    run.train.last = read["last"]
-    for epochs in (run.val, run.train):
-        epochs.ended = read["ended"].get(epochs.stage, [])
-        if epochs.stage in read["open"]:
-            epochs.begin(module.epoch_loss_keys, read["open"][epochs.stage]["mark"])
-            epochs.resumed = read["open"][epochs.stage]["totals"]
+    if wrong:
+        recorder.diagnosis.weight_was_wrong()
+    recorder.history.restore(read.history, read.val_epochs, read.val_parts)
+    run.reset()
+    run.partners, run.train.last = read.partners, read.last
+    for stage in (run.val, run.train):
+        stage.ended = read.ended.get(stage.name, [])
+        if stage.name in read.open:
+            open_epoch(module, stage)
+            stage.mark, stage.resumed = read.open[stage.name]["mark"], read.open[stage.name]["totals"]
+
+
+def _read(record: Any) -> Record:
+    """Build all parts of a record; one of an older version has fewer of them."""
+    val_epochs = {_text(name): [index(epoch) for epoch in epochs] for name, epochs in record["val_epochs"].items()}
+    val_parts = {_text(name): _floats(parts) for name, parts in record.get("val_parts", {}).items()}
+    ended, partners = record.get("ended", {}), record.get("partners", {})
+    return Record(
+        history={_text(name): _floats(values) for name, values in record["history"].items()},
+        val_epochs=val_epochs,
+        val_parts={name: val_parts.get(name, [math.nan] * len(epochs)) for name, epochs in val_epochs.items()},
+        open={_stage(name): _epoch(epoch) for name, epoch in record["open"].items()},
+        ended={_stage(name): [_totals(totals) for totals in epochs] for name, epochs in ended.items()},
+        last=_epoch(record.get("last", {"mark": None, "totals": {}})),
+        partners=Partners({_text(key): _evidence(names) for key, names in partners.items()}),
+    )
+
+
+def _epoch(epoch: Any) -> Epoch:
+    mark = epoch["mark"]
+    return {"mark": None if mark is None else index(mark), "totals": _totals(epoch["totals"])}
+
+
+def _totals(totals: Any) -> Totals:
+    read = {_text(key): _floats(pair) for key, pair in totals.items()}
+    if any(weight < 0 for _, weight in read.values()):
+        raise ValueError("a negative weight")
+    return read
+
+
+def _evidence(names: Any) -> dict[str, bool]:
+    # Version 0.2 saved the partners only.
+    return dict(names) if isinstance(names, dict) else dict.fromkeys(map(_text, names), True)
+
+
+def _stage(name: Any) -> str:
+    return STAGES[STAGES.index(name)]
 
 
 def _text(name: Any) -> str:
@@ -123,25 +193,3 @@ def _text(name: Any) -> str:
 def _floats(values: Any) -> list[float]:
     # Of a tensor that has a graph, `float` warns; what nothing can be added to is no number.
     return [float((value.item() if hasattr(value, "item") else value) + 0.0) for value in values]
-
-
-def _dict(of: Callable[[Any], Any], name: Callable[[Any], str] = _text) -> Callable[[Any], dict[str, Any]]:
-    return lambda given: {name(key): of(value) for key, value in given.items()}
-
-
-def _epoch(given: Any) -> dict[str, Any]:
-    mark = given["mark"]
-    return {"mark": None if mark is None else index(mark), "totals": _totals(given["totals"])}
-
-
-_totals, _stage = _dict(_floats), dict(zip(STAGES, STAGES)).__getitem__
-# The parts of a record, each with what reads it.
-_PARTS: dict[str, Callable[[Any], Any]] = {
-    "version": lambda version: range(_VERSION + 1)[version],
-    "history": _dict(_floats),
-    "val_epochs": _dict(lambda epochs: list(map(index, epochs))),
-    "open": _dict(_epoch, _stage),
-    "ended": _dict(lambda epochs: list(map(_totals, epochs)), _stage),
-    "last": _epoch,
-    "partners": _dict(tuple),
-}

@@ -1,8 +1,11 @@
-"""The names of Lightning that are not public: each is used in one place, with a default if it is gone.
+"""The names of Lightning that are not public, each with what holds if it is gone.
 
-Nothing is imported from Lightning: the objects may be those of ``pytorch_lightning`` or of ``lightning.pytorch``.
+All are read here, but for `TRAINER` and `CURRENT_HOOK`, which a step reads itself, since a call would take longer than
+all the rest. Nothing is imported from Lightning: the objects may be those of ``pytorch_lightning`` or of
+``lightning.pytorch``.
 """
 
+import math
 from contextlib import suppress
 from typing import Any
 
@@ -30,9 +33,27 @@ def is_running(trainer: Any, function: str | None = None) -> bool:
     return at_work and (function is None or str.__eq__(state.fn, function))
 
 
+def is_in_stage(trainer: Any, stage: str) -> bool:
+    """Whether a Trainer trains, or validates outside of the sanity check."""
+    return str.__eq__(trainer.state.stage or "", "train" if stage == "train" else "validate")
+
+
 def batches(trainer: Any) -> Any:
     """How many batches a fit has had. Unlike the global step it tells validations under accumulation apart."""
     return getattr(trainer.fit_loop, "total_batch_idx", trainer.global_step)
+
+
+def trained_part(trainer: Any) -> float:
+    """Which part of its training epoch a Trainer has trained, from 0 to 1; NaN if the epoch's length is unknown."""
+    with suppress(AttributeError):
+        epochs, batches = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress
+        if epochs.ready == epochs.processed:
+            return 0.0  # within `on_train_start`, where the batches are still those of the last fit
+        if batches.is_last_batch:
+            return 1.0
+        if math.isfinite(trainer.num_training_batches):
+            return batches.current.ready / trainer.num_training_batches  # type: ignore[no-any-return]
+    return math.nan
 
 
 def is_within_epoch(trainer: Any) -> bool:

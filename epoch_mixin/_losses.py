@@ -1,186 +1,189 @@
-"""A step's losses and weights: from what it returned and logged, and from its batch."""
+"""Which of the values that a step returned or logged are its losses.
+
+For each key, the first of these counts:
+
+- in training: what the step returned, bare or under a name of the key; then what it logged under one;
+- in validation: what it returned in a dict; then what it logged, a confirmed name first, then another name of the key,
+  then a partner; then a bare value, to which Lightning gives no meaning.
+"""
 
 import math
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext, suppress
-from dataclasses import fields, is_dataclass
-from itertools import islice
-from numbers import Real
+from contextlib import suppress
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 from torchmetrics import Metric
 
-from epoch_mixin._history import Epochs
-from epoch_mixin._names import candidates, distances, key_for
+from epoch_mixin._names import Candidate, Candidates, Match, candidates, matches
+from epoch_mixin._run import Stage
+from epoch_mixin._values import NO_PLACE, Number, Value, as_number, as_size, place_of
 
-Loss = float | Tensor
+# The arguments of `self.log` that reduce a value to its mean, in which alone a size is a weight.
+_MEANS = ("mean", "avg", torch.mean)
+# What is returned without a name.
+_BARE = Candidate(is_logged=False, name="", match=Match(kind=-1))
 
 
-class Value(NamedTuple):
-    """A value that a step returned or logged.
+class KeyLoss(NamedTuple):
+    """A loss of a key.
 
     Attributes:
-        name: its name; ``"loss"`` if it was returned without one.
-        value: what was given; of a metric its latest value.
-        place: of a tensor, where its memory is and how often that has been changed.
-        loss: what `as_loss` made of it at that moment; ``None`` if its name is not that of a loss.
-        size: the ``batch_size`` that was given with it.
+        key: the key.
+        loss: its value.
+        size: the ``batch_size`` that was given with the loss itself.
     """
 
+    key: str
+    loss: Number
+    size: Number | None
+
+
+class Missing(NamedTuple):
+    """A key of which a step gave no loss.
+
+    Attributes:
+        key: the key.
+        rejected: what was given under a name of the key and is not one number, in words; empty if nothing was.
+        numbered: the names that differ in nothing but a number, so that none of them counts.
+    """
+
+    key: str
+    rejected: str
+    numbered: tuple[str, ...]
+
+
+class Doubt(NamedTuple):
+    """A key of which the value that counts may not be the one that the user means.
+
+    Attributes:
+        key: the key.
+        name: the name of the value that counts; empty if it was returned without one.
+        others: names that are as close and have another value; for a bare value, names as which it was logged.
+    """
+
+    key: str
     name: str
-    value: Any
-    place: tuple[int | None, int | None]
-    loss: Loss | str | None = None
-    size: Any = None
+    others: tuple[str, ...]
 
 
-def batch_sizes(batch: Any, limit: int | None = None) -> list[int]:
-    """The different sizes that a batch tells, up to a limit.
+class StepLosses(NamedTuple):
+    """What a step gave: losses, several of a key where one name was logged several times, and what a user must know."""
 
-    These are the lengths of its tensors, the first as ``self.log`` would infer it (Lightning's ``extract_batch_size``,
-    but that reads all that can be iterated); else what the batch says of itself, as graphs do.
-    """
-    for size_of in (_size_of_tensor, _size_of_graph):
-        with suppress(Exception):  # whatever a batch of unknown type may raise when it is looked through
-            sizes = (size for size in map(size_of, _parts(batch)) if size is not None)
-            if found := list(dict.fromkeys(islice(sizes, limit))):
-                return found
-    return []
+    losses: list[KeyLoss]
+    missing: list[Missing]
+    doubts: list[Doubt]
 
 
-def _size_of_tensor(part: Any) -> int | None:
-    if isinstance(part, PackedSequence):
-        return int(part.batch_sizes[0])  # on the CPU, always
-    return (part.size(0) if part.ndim else 1) if isinstance(part, Tensor) else None
+def losses_of_step(stage: Stage, output: Any, logged: list[Value]) -> StepLosses:
+    """Find the losses of each key in what a step returned and logged."""
+    step, in_training = _Step(stage, output, logged), stage.name == "train"
+    result = StepLosses([], [], [])
+    for key, (names, numbered) in step.candidates().items():
+        losses, rejected = list[Value](), ""
+        for candidate in names:
+            values = step.values(candidate)
+            losses = [value for value in values if type(value.number) in (float, Tensor)]
+            if losses:
+                break
+            if not rejected and isinstance(values[0].number, str):
+                rejected = values[0].number
+        if not losses:
+            result.missing.append(Missing(key, rejected, numbered))
+            continue
+        for loss in losses:
+            size = _own_size(loss, names, logged) if logged else None
+            result.losses.append(KeyLoss(key, cast(Number, loss.number), size))
+        if in_training and logged:
+            partners = {value.name for value in _same_tensor(losses[0], logged)}
+            stage.run.partners.add(key, {value.name: value.name in partners for value in logged})
+        others = step.others(candidate, names, losses[0]) if logged or len(names) > 1 else ()
+        if others:
+            result.doubts.append(Doubt(key, candidate.name, others))
+    return result
 
 
-def _size_of_graph(part: Any) -> int | None:
-    # Of PyG and of DGL.
-    sizes = (getattr(part, name, None) for name in ("num_graphs", "batch_size"))
-    return next((size for size in sizes if type(size) is int), None)
+class _Step:
+    """What a step returned and logged, by name."""
+
+    def __init__(self, stage: Stage, output: Any, logged: list[Value]) -> None:
+        self.stage, self.logged, self.output, self.entries = stage, logged, output, entries_of(output)
+        self.by_name = defaultdict[str, list[Value]](list)
+        for value in logged:
+            self.by_name[value.name].append(value)
+
+    def candidates(self) -> dict[str, Candidates]:
+        """The names that may give the loss of each key, in the order in which they count."""
+        returned = [name for name in self.entries or () if isinstance(name, str)]
+        found = candidates((*returned,), (*self.by_name,), self.stage.keys, *self.stage.naming())
+        if self.entries is not None or "loss" not in found:
+            return found
+        named, numbered = found["loss"]
+        names = [_BARE, *named] if self.stage.name == "train" else [*named, _BARE]
+        return {**found, "loss": Candidates(names, numbered)}
+
+    def values(self, candidate: Candidate) -> list[Value]:
+        """What was returned under a name, or what each call logged under it."""
+        if candidate.is_logged:
+            return self.by_name[candidate.name]
+        given = self.output if self.entries is None else self.entries[candidate.name]
+        place = place_of(given) if self.logged else NO_PLACE
+        for other in self.logged if None not in place and not given.ndim else ():
+            if other.place == place and other.number is not None:  # what was just logged needs no second copy
+                return [Value(candidate.name, given, place, other.number)]
+        # In validation one element with dimensions is rather the prediction for a batch of one.
+        return [Value(candidate.name, given, place, as_number(given, self.stage.name == "train"))]
+
+    def others(self, chosen: Candidate, names: list[Candidate], loss: Value) -> tuple[str, ...]:
+        """Other names that cast doubt on a value: those as close, with another value; and those of a bare value."""
+        if chosen is _BARE and self.stage.name == "train":
+            return ()  # what a training step returns is its loss, whatever it logs it as
+        if chosen is _BARE:
+            logged_as = dict.fromkeys(value.name for value in self.logged if _is_same(value, loss))
+            return tuple(name for name in logged_as if "loss" not in name.lower())
+        rivals = [other for other in names if other.is_logged == chosen.is_logged and other.match == chosen.match]
+        return tuple(other.name for other in rivals if other != chosen and _differ(loss, self.values(other)[0]))
 
 
-def _parts(batch: Any) -> Iterator[Any]:
-    """A batch, and what it is made of. To look through other iterables would mean to read them."""
-    yield batch
-    parts: Any = ()
-    if isinstance(batch, (tuple, list, set, frozenset, deque)) and not isinstance(batch, PackedSequence):
-        parts = islice(batch, 32)  # what is longer holds plain values, or tensors of one kind
-    elif isinstance(batch, Mapping):
-        parts = batch.values()
-    elif is_dataclass(batch):
-        parts = (getattr(batch, field.name, None) for field in fields(batch))
-    for part in parts:
-        yield from _parts(part)
+def _own_size(loss: Value, names: list[Candidate], logged: list[Value]) -> Number | None:
+    """The ``batch_size`` that was given with a loss, under one of its names, or with the same tensor."""
+    of_names = [value for name in names if name.is_logged for value in logged if value.name == name.name]
+    same = [loss, *of_names, *_same_tensor(loss, logged)]
+    return next((value.size for value in same if value.size is not None), None)
 
 
-def as_loss(value: Any, dims: bool = True) -> Loss | str | None:
-    """Give a loss as a float, or as a detached copy without dimensions if it is on a device.
-
-    If the value is no loss, give words that say what it is; for ``None``, ``None``. ``dims`` tells whether one element
-    with dimensions is a loss.
-    """
-    kind = type(value).__name__
-    try:
-        if isinstance(value, Tensor):
-            if type(value) is not Tensor or value.layout is not torch.strided:
-                value = _plain(value)
-            # A tensor that stands for others has no address on a device where all have one.
-            has_value = value.device.type in ("xla", "lazy") or value.data_ptr()
-            if not has_value or value.numel() != 1 or (value.ndim and not dims) or value.is_complex():
-                return f"a {kind} of shape {tuple(value.shape)}{' without values' * value.is_meta}"
-            if value.is_cpu:
-                return float(value.item())
-            # A copy: the user, or a replayed CUDA graph, may write to the memory again. MPS has no float64.
-            dtype = torch.float32 if value.device.type == "mps" else torch.float64
-            return cast(Tensor, value).data.sum(dtype=dtype)
-        if isinstance(value, Real) or getattr(value, "ndim", None) == 0:
-            return float(value)
-    except Exception as error:  # whatever a value of unknown type may raise: recording must not
-        where = ", as within a transform of torch.func" * isinstance(value, Tensor)
-        return f"a {kind} that cannot be read{where} ({error})"
-    return None if value is None else f"a {kind}"
+def _same_tensor(loss: Value, logged: list[Value]) -> list[Value]:
+    """What a step logged of the tensor that is its loss; of its memory before a change in place, if that is all."""
+    same = [value for value in logged if value.place.memory and value.place.memory == loss.place.memory]
+    return [value for value in same if value.place == loss.place] or same
 
 
-def _plain(value: Tensor) -> Tensor:
-    if hasattr(value, "full_tensor"):
-        value = value.full_tensor()  # a DTensor, which is the same on every rank of its mesh
-    with getattr(torch._C, "DisableTorchFunctionSubclass", nullcontext)():
-        return value.detach().to_dense().as_subclass(Tensor)
+def _is_same(value: Value, loss: Value) -> bool:
+    return value.given is loss.given or (value.place.memory is not None and value.place == loss.place)
 
 
-def checked_weight(weight: Any, owner: str) -> Loss:
-    """Return what ``owner.epoch_loss_weight`` gave as a float or a tensor without dimensions, or raise.
-
-    Whether a tensor is negative or not finite shows when its epoch ends: to look now would wait for its device.
-    """
-    number = as_loss(weight)
-    if not isinstance(weight, (Real, Tensor)) or number is None or isinstance(number, str):
-        raise TypeError(f"{owner}.epoch_loss_weight must return one number, not {weight!r}")
-    if isinstance(weight, Real) and not 0 <= number < math.inf:
-        raise ValueError(f"{owner}.epoch_loss_weight must return a finite number not below zero, not {weight}")
-    return math.nan if isinstance(number, float) and number < 0 else number
+def _differ(loss: Value, other: Value) -> bool:
+    """Whether two losses differ. Of those on a device only their memory tells."""
+    if isinstance(loss.number, float) and isinstance(other.number, float):
+        return loss.number != other.number and not (math.isnan(loss.number) and math.isnan(other.number))
+    return isinstance(loss.number, Tensor) and isinstance(other.number, Tensor) and loss.place != other.place
 
 
-def logged_values(epochs: Epochs, args: Any, kwargs: Any, at_end: bool) -> Iterator[Value]:
+def logged_values(stage: Stage, args: Any, kwargs: Any, at_end: bool) -> Iterator[Value]:
     """What is given to ``self.log`` or ``self.log_dict``, in a step or at the end of a validation."""
     given = args[0] if args else kwargs.get("name", kwargs.get("dictionary"))
     if isinstance(given, str):
         given = {given: args[1] if len(args) > 1 else kwargs.get("value")}
+    reduction = kwargs.get("reduce_fx", "mean")
+    is_mean = (reduction.lower() if isinstance(reduction, str) else reduction) in _MEANS
+    size = as_size(kwargs["batch_size"]) if "batch_size" in kwargs and is_mean else None
     for name, value in given.items() if isinstance(given, Mapping) else ():
-        is_near = bool(distances(name, *epochs.naming()))
+        means_key = bool(matches(name, stage.keys, *stage.naming()))
         if isinstance(value, Metric):
-            value = _metric_value(value, at_end and is_near)
-        loss = as_loss(value) if is_near else None
-        yield Value(name, value, _place(value), loss, kwargs.get("batch_size"))
-
-
-def _metric_value(metric: Metric, at_end: bool) -> Any:
-    """The value of a metric's latest call, ``None`` if it was only updated; at the end, its value for all batches."""
-    with suppress(Exception):  # it may not be able to compute yet
-        return metric.compute() if at_end else metric._forward_cache
-    return None
-
-
-def losses_of_step(
-    epochs: Epochs, output: Any, logged: list[Value], bare_first: bool = False
-) -> tuple[list[tuple[str, Loss, Loss | None]], dict[str, str]]:
-    """The losses that a step returned or logged.
-
-    ``bare_first`` tells whether a value that is returned without a name comes before those with a name.
-
-    Returns:
-        The losses, each with its key and the batch size that was logged with it, several of a key where one name was
-        logged several times. And for each key without a loss what was given for it that is none; empty if nothing was.
-    """
-    entries, logs = entries_of(output), defaultdict[str, list[Value]](list)
-    for value in logged:
-        logs[value.name].append(value)
-    given = {"loss": output} if entries is None else {name: entries[name] for name in entries if isinstance(name, str)}
-    logged_first = bool(logs) and entries is None and not bare_first
-    losses: list[tuple[str, Any, Loss | None]] = []
-    faults: dict[str, str] = {}
-    for key, names in candidates((*given,), (*logs,), logged_first, *epochs.naming()).items():
-        fault = ""
-        for is_logged, name in names:
-            values = logs[name] if is_logged else [_returned(name, given[name], logged, epochs.stage)]
-            found = [value for value in values if type(value.loss) in (float, Tensor)]
-            losses += [
-                (key, value.loss, _logged_size(epochs, key, value, logged) if logged else None) for value in found
-            ]
-            if found and logged and epochs.stage == "train" and (partners := _names_of(found[0], logged)):
-                epochs.run.partners.setdefault(key, partners)
-            if found:
-                break
-            if values[0].loss is not None:
-                fault = fault or f"gave {values[0].loss} for it, which is no real scalar"
-        else:
-            faults[key] = fault
-    return losses, faults
+            value = _metric_value(value, at_end and means_key)
+        yield Value(name, value, place_of(value), as_number(value) if means_key else None, size)
 
 
 def entries_of(output: Any) -> Mapping[Any, Any] | None:
@@ -191,47 +194,8 @@ def entries_of(output: Any) -> Mapping[Any, Any] | None:
         return None
 
 
-def _returned(name: str, value: Any, logged: list[Value], stage: str) -> Value:
-    """A value that a step returned; it needs no second copy if the step has just logged it."""
-    place = _place(value) if logged else (None, None)
-    for other in logged if None not in place and not value.ndim else ():
-        if other.place == place and other.loss is not None:
-            return Value(name, value, place, other.loss)
-    # In validation one element with dimensions is rather the prediction for a batch of one.
-    return Value(name, value, place, as_loss(value, stage == "train"))
-
-
-def _place(value: Any) -> tuple[int | None, int | None]:
-    with suppress(Exception):  # what is no tensor, or one of unknown type, may have no memory
-        return value.data_ptr() or None, None if value.is_inference() else value._version
-    return None, None
-
-
-def _names_of(value: Value, logged: list[Value]) -> tuple[str, ...]:
-    """The names as which a step logs the very tensor, or its memory before a change in place. Reads no device."""
-    same = [other for other in logged if other.place[0] == value.place[0] is not None]
-    unchanged = [other for other in same if other.place == value.place]
-    return tuple(dict.fromkeys(other.name for other in unchanged or same))
-
-
-def _logged_size(epochs: Epochs, key: str, value: Value, logged: list[Value]) -> Loss | None:
-    """The ``batch_size`` that was given with a loss, or with another of its names, or with anything in the step."""
-    others = sorted(logged, key=lambda other: distances(other.name, *epochs.naming()).get(key, (9,)))
-    for size in (value.size, *(other.size for other in others)):
-        with suppress(TypeError, ValueError):  # Lightning takes it as it is
-            return checked_weight(size, "")
+def _metric_value(metric: Metric, at_end: bool) -> Any:
+    """The value of a metric's latest call, ``None`` if it was only updated; at the end, its value for all batches."""
+    with suppress(Exception):  # it may not be able to compute yet
+        return metric.compute() if at_end else metric._forward_cache
     return None
-
-
-def described(output: Any, logged: list[Value], keys: tuple[str, ...]) -> str:
-    """What a step returned and logged, for a message, and how to record it."""
-    entries = entries_of(output)
-    what = "None" if output is None else f"only a {type(output).__name__}"
-    if entries is not None:
-        none = [f"a {key} of None" for key in keys if entries.get(key, ...) is None]
-        what = (none or [f"only {', '.join(map(repr, entries))}" if entries else "an empty dict"])[0]
-    updated = {value.name: " (a metric that was only updated)" * (value.value is None) for value in logged}
-    other = next((key for name in updated if not updated[name] and (key := key_for(name)) not in ("", *keys)), None)
-    hint = f" (record it with epoch_loss_keys = {(*keys, other)})".replace("'", '"') if other else ""
-    names = ", ".join(f"{name!r}{note}" for name, note in updated.items())
-    return f"returned {what}" + (f" and logged {names}{hint}" if names else "")

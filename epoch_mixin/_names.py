@@ -1,20 +1,101 @@
-"""Which loss a name means. Names are compared by their words, not by a list of spellings."""
+"""Which key a name means. Names are compared by their words, not by a list of spellings.
+
+Words that tell the stage do not count, and numbers tell nothing. For ``"loss"``, words such as ``total`` count less.
+The names as which training logs its loss are evidence for those of validation: see `Partners`.
+"""
 
 import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import NamedTuple
 
 # Words that tell the stage.
 _STAGES = {"train": {"train", "training", "trainer"}, "val": {"val", "valid", "validation", "validate", "dev", "eval"}}
-_ANY_STAGE = _STAGES["train"] | _STAGES["val"]
+STAGE_WORDS = _STAGES["train"] | _STAGES["val"]
 # Words that, like numbers, do not tell which loss it is.
 _NEUTRAL = {"epoch", "step", "dataloader", "idx"}
-# Words that tell nothing beside "loss", unless there is a name without them.
+# Words that tell nothing beside "loss". A name without them is closer.
 _FILLERS = {"total", "avg", "average", "mean"}
 
 Names = tuple[str, ...]
-# How far a name is from that of a loss; less for a closer one.
-Distance = tuple[int, ...]
+# For some keys, the partners of each.
+PartnersOfKeys = tuple[tuple[str, Names], ...]
+
+# The kinds of a match. Words come before partners: what a step logs as `val_loss`, its author calls the loss.
+_CONFIRMED, _HAS_WORDS, _PARTNER_ONLY = range(3)
+
+
+class Match(NamedTuple):
+    """How close a name is to a key. The least is the closest.
+
+    Attributes:
+        kind: whether the name has the words of the key and is a partner; or has the words; or is a partner.
+        words_beside_partner: how many words it has, or lacks, beside those of the partner.
+        fillers: how many words such as ``total`` it has beside ``loss``.
+        tells_no_stage: whether it has no word for the stage.
+        other_words: how many other words it has beside those of the key.
+    """
+
+    kind: int
+    words_beside_partner: int = 0
+    fillers: int = 0
+    tells_no_stage: bool = False
+    other_words: int = 0
+
+
+class Candidate(NamedTuple):
+    """A name that may give the loss of a key.
+
+    Attributes:
+        is_logged: whether the step logged it. If not, the step returned it.
+        name: the name.
+        match: how close it is to the key.
+    """
+
+    is_logged: bool
+    name: str
+    match: Match
+
+
+class Candidates(NamedTuple):
+    """The names that a step gives for a key.
+
+    Attributes:
+        names: those that may give its loss, first what is returned, and then the closest.
+        numbered: those that differ from each other in nothing but a number. They may not.
+    """
+
+    names: list[Candidate]
+    numbered: Names
+
+
+class Partners:
+    """The names under which training logs the very loss that it returns.
+
+    A name is a partner of a key as long as every step that logged it gave it the loss of the key. ``train_rec`` is none
+    if ``loss = rec`` holds in a warm-up only.
+
+    Attributes:
+        evidence: for each key, the names that training has logged, and whether each of them is a partner.
+        confirmed: for each key, the names that are.
+    """
+
+    def __init__(self, evidence: Mapping[str, Mapping[str, bool]]) -> None:
+        self.evidence = {key: dict(names) for key, names in evidence.items()}
+        self._confirm()
+
+    def add(self, key: str, logged: Mapping[str, bool]) -> None:
+        """Add the names that a training step logged, and whether each of them was the loss of the key."""
+        names = self.evidence.setdefault(key, {})
+        found = {name: is_loss and names.get(name, True) for name, is_loss in logged.items()}
+        if any(names.get(name) is not is_partner for name, is_partner in found.items()):
+            names.update(found)
+            self._confirm()
+
+    def _confirm(self) -> None:
+        partners = {key: tuple(name for name in names if names[name]) for key, names in self.evidence.items()}
+        self.confirmed: PartnersOfKeys = tuple((key, names) for key, names in partners.items() if names)
 
 
 @lru_cache(4096)
@@ -25,55 +106,78 @@ def words(name: str) -> Names:
 
 
 @lru_cache(4096)
-def distances(name: str, keys: Names, stage: str, partners: tuple[tuple[str, Names], ...]) -> dict[str, Distance]:
-    """The keys whose loss a name may mean in a stage, each with how far the name is from that of the loss.
+def matches(name: str, keys: Names, stage: str, partners: PartnersOfKeys = ()) -> dict[str, Match]:
+    """The keys that a name may mean in a stage, each with how close the name is.
 
     Args:
         name: the name as which a step logs or returns a value.
-        keys: all keys; a name means the loss of the key that it is closest to.
+        keys: all keys. By its words, a name means the key that it is closest to.
         stage: ``"train"`` or ``"val"``.
-        partners: of some keys the names as which training logs this very loss. In validation they come first, with the
-            stage exchanged: ``val_bpd`` where training logs its loss as ``train_bpd``.
+        partners: the partners of the keys. In validation they count with the stage exchanged: ``val_bpd`` where
+            training logs its loss as ``train_bpd``.
     """
     found = set(words(name))
-    to_key = {key: far for key in keys if (far := _distance_to_key(found, key, stage))}
-    nearest = {key: (1, *far) for key, far in to_key.items() if far == min(to_key.values())}
-    for key, names in partners if not found <= _NEUTRAL else ():
-        apart = [found ^ set(words(partner)) for partner in names]
-        to_partner = [len(differ - _ANY_STAGE) for differ in apart if not _telling(differ)]
-        if to_partner and key in keys:
-            nearest[key] = (0, min(to_partner), *to_key.get(key, (9,)))
-    of_other_stage = found & (_ANY_STAGE - _STAGES[stage])
-    return {key: far for key, far in nearest.items() if of_other_stage <= set(words(key))}
+    by_words = {key: match for key in keys if (match := _match_words(found, key, stage))}
+    closest = min(by_words.values(), default=None)
+    result = {key: match for key, match in by_words.items() if match == closest}
+    for key, names in partners if stage == "val" else ():
+        differences = [found ^ set(words(partner)) for partner in names]
+        beside = [len(differ - STAGE_WORDS) for differ in differences if not _telling(differ)]
+        if key in keys and beside and not found <= _NEUTRAL:
+            has_words = found >= set(words(key))
+            kind, match = (_CONFIRMED if has_words else _PARTNER_ONLY), by_words.get(key, Match(0))
+            result[key] = match._replace(kind=kind, words_beside_partner=min(beside))
+    of_other_stage = found & (STAGE_WORDS - _STAGES[stage])
+    return {key: match for key, match in result.items() if of_other_stage <= set(words(key))}
 
 
 @lru_cache(256)
 def candidates(
-    returned: Names, logged: Names, logged_first: bool, keys: Names, *stage_and_partners: Any
-) -> dict[str, list[tuple[bool, str]]]:
-    """For each key the names that may give its loss, each with whether it is logged: the closest first.
-
-    What is returned comes first, unless ``logged_first``; among what is returned, the key itself.
-    """
-    found: dict[str, list[Any]] = {key: [] for key in keys}
-    for is_logged, name in (*((False, name) for name in returned), *((True, name) for name in logged)):
-        for key, far in distances(name, keys, *stage_and_partners).items():
-            found[key].append((is_logged != logged_first, not is_logged and name != key, far, is_logged, name))
-    return {key: [(is_logged, name) for *_, is_logged, name in sorted(names)] for key, names in found.items()}
+    returned: Names, logged: Names, keys: Names, stage: str, partners: PartnersOfKeys
+) -> dict[str, Candidates]:
+    """For each key, the names that a step returned or logged and that may give its loss."""
+    result = {}
+    for key in keys:
+        names, numbered = list[Candidate](), set[str]()
+        for is_logged, given in ((False, returned), (True, logged)):
+            close = {name: match for name in given if (match := matches(name, keys, stage, partners).get(key))}
+            only_numbers_differ = _differ_in_a_number(close, key)
+            numbered |= only_numbers_differ
+            # What is returned under the key itself comes first.
+            ranked = sorted(close.items(), key=lambda item: (is_logged or item[0] != key, item[1]))
+            names += [Candidate(is_logged, *item) for item in ranked if item[0] not in only_numbers_differ]
+        result[key] = Candidates(names, tuple(name for name in (*returned, *logged) if name in numbered))
+    return result
 
 
 def key_for(name: str) -> str:
-    """The key under which a loss of this name would be recorded."""
-    return "_".join(word for word in words(name) if _telling({word}))
+    """The key under which a loss of this name would be recorded; empty if there is none."""
+    telling = [word for word in words(name) if word not in STAGE_WORDS | _NEUTRAL]
+    return "" if all(word.isdecimal() for word in telling) else "_".join(telling)
 
 
-def _telling(found: set[str]) -> set[str]:
-    return {word for word in found - _ANY_STAGE - _NEUTRAL if not word.isdecimal()}
+def without_stage(key: str) -> str:
+    """A key without the words that tell a stage; the key itself if there are none."""
+    kept = [word for word in words(key) if word not in STAGE_WORDS]
+    return key if len(kept) == len(words(key)) else "_".join(kept)
 
 
-def _distance_to_key(found: set[str], key: str, stage: str) -> Distance | None:
-    extra = found - set(words(key)) - _STAGES[stage]
-    fillers = extra & _FILLERS if key == "loss" else set()
-    if not found >= set(words(key)) or _telling(extra - fillers):
+def _telling(found: Iterable[str]) -> set[str]:
+    return {word for word in {*found} - STAGE_WORDS - _NEUTRAL if not word.isdecimal()}
+
+
+def _match_words(found: set[str], key: str, stage: str) -> Match | None:
+    other = found - set(words(key)) - _STAGES[stage]
+    fillers = other & _FILLERS if key == "loss" else set()
+    if not found >= set(words(key)) or _telling(other - fillers):
         return None
-    return len(fillers), not found & _STAGES[stage], len(extra)
+    return Match(_HAS_WORDS, 0, len(fillers), not found & _STAGES[stage], len(other))
+
+
+def _differ_in_a_number(names: Iterable[str], key: str) -> set[str]:
+    """The names that differ from another one in nothing but a number, as ``loss_1`` and ``loss_2`` do."""
+    alike = defaultdict[frozenset[str], list[str]](list)
+    for name in names:
+        if any(word.isdecimal() for word in set(words(name)) - set(words(key))):
+            alike[frozenset(_telling(words(name)))].append(name)
+    return {name for group in alike.values() if len(group) > 1 for name in group}

@@ -1,11 +1,11 @@
-"""The curves: training and validation means over the epochs they belong to."""
+"""The curves: training and validation means over the epochs trained so far."""
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 from typing import Any
 
-from epoch_mixin._history import LOADER
+from epoch_mixin._run import LOADER
 
 try:
     import matplotlib.pyplot as plt
@@ -23,33 +23,40 @@ _LINES = [("--", "o"), (":", "s"), ((0, (8, 4)), "D"), ("-.", "p")]
 _VAL = [{"linestyle": line, "marker": marker, "linewidth": 1.2, "fillstyle": "none"} for line, marker in _LINES]
 # The markers of values that the y axis cannot show, each with its height in the axes, whatever the limits and scale.
 _NOT_FINITE = {"nan": ("x", 0.97), "inf": ("^", 0.92), "-inf": ("v", 0.03)}
+# The font sizes of the legend, with the letters that fit in its line in a figure of one column: a user may shrink ours.
+_LETTERS: dict[str | int, int] = {"small": 26, "x-small": 32, "xx-small": 42, 4: 56}
 
 
-def plot(history: _Lists, val_epochs: _Lists, ax: Axes | None = None, label: str | None = None) -> tuple[Figure, Axes]:
-    """Draw `History.means`, its validation at `History.val_epochs`, on ``ax`` or in a new figure.
+def plot(means: _Lists, validated_at: _Lists, ax: Axes | None = None, label: str | None = None) -> tuple[Figure, Axes]:
+    """Draw ``means`` by name, on ``ax`` or in a new figure.
 
+    ``validated_at`` has for each validation name how many epochs had been trained when each of its values was taken.
     ``label`` names the run in the legend.
     """
-    ax = plt.subplots()[1] if ax is None else ax
+    if not isinstance(ax, Axes | None):
+        hint = f"; write label={ax!r} to name the run" if isinstance(ax, str) else ""
+        raise TypeError(f"plot_epoch_losses: ax must be a matplotlib Axes, not {ax!r}{hint}")
+    # This layout makes room for the axis labels, also when the figure gets another size later.
+    ax = plt.subplots(layout="constrained")[1] if ax is None else ax
+    ax.set_xlabel("epochs trained")
+    ax.xaxis.set_major_locator(_EpochTicks("auto", min_n_ticks=1))
     colors: dict[str, Any] = {}
-    for name in sorted(filter(history.get, history), key=val_epochs.__contains__):
-        key, stage, style, x = name, "train", _TRAIN, [*range(len(history[name]))]
-        if name in val_epochs:
+    for name in sorted(filter(means.get, means), key=validated_at.__contains__):
+        key, stage, style = name, "train", _TRAIN
+        if name in validated_at:
             key, _, loader = name.removeprefix("val_").partition(LOADER)
             stage, style = (f"val, dataloader {loader}", _VAL[1 + int(loader) % 3]) if loader else ("val", _VAL[0])
-            # The validations in epoch k lie evenly over [k, k + 1), a single one at k.
-            x = [at + run / number for at, number in Counter(val_epochs[name]).items() for run in range(number)]
         entry = f"{key} ({stage})" if label is None else f"{label}: {key} ({stage})"
-        colors[key] = _draw(
-            ax, x[: len(history[name])], history[name][: len(x)], color=colors.get(key), label=entry, **style
-        )
-    ax.xaxis.set_major_locator(_EpochTicks("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
-    ax.set_xlabel("epoch")
+        x = validated_at.get(name, range(1, 1 + len(means[name])))
+        if both := min(len(x), len(means[name])):
+            colors[key] = _draw(ax, x[:both], means[name][:both], color=colors.get(key), label=entry, **style)
     if colors:
         keys = {ax.get_ylabel(), *colors} - {""}
         ax.set_ylabel("mean" if len(keys) > 1 else keys.pop())
-        entries = sorted(zip(*ax.get_legend_handles_labels()), key=lambda entry: entry[1] in _NOT_FINITE)
-        ax.legend(*zip(*entries), fontsize="small")
+        if ax.dataLim.x1 < 2:
+            # A single epoch is shown from its start, which a lone point would not tell.
+            ax.update_datalim([(0, 0)], updatey=False)
+        _add_legend(ax)
     elif not ax.has_data():
         # The legend of the first curves takes its place.
         note = ax.legend(handles=[], title="no epoch\nhas ended yet", loc="center", frameon=False).get_title()
@@ -64,8 +71,7 @@ def _draw(ax: Axes, x: Sequence[float], losses: Sequence[float], marker: str, **
     alone = [i for i in range(len(x)) if len(x) <= 50 or finite[i : i + 3] == [False, True, False]]
     color = ax.plot(x, losses, marker=marker if alone else "", markevery=alone, markersize=5, **style)[0].get_color()
     for kind, (shape, height) in _NOT_FINITE.items():
-        at = [place for place, loss in zip(x, losses) if str(float(loss)) == kind]
-        if at:
+        if at := [place for place, loss in zip(x, losses) if str(float(loss)) == kind]:
             ax.plot(at, [height] * len(at), shape, color=color, markersize=5, transform=ax.get_xaxis_transform())
             if kind not in ax.get_legend_handles_labels()[1]:
                 # All curves share the marker, so the legend shows it once, in grey.
@@ -73,8 +79,23 @@ def _draw(ax: Axes, x: Sequence[float], losses: Sequence[float], marker: str, **
     return color
 
 
+def _add_legend(ax: Axes) -> None:
+    """Name the curves, at the first font size that leaves half of the axes free."""
+    entries = sorted(zip(*ax.get_legend_handles_labels()), key=lambda entry: entry[1] in _NOT_FINITE)
+    if not entries:
+        return  # matplotlib leaves out a label that begins with "_"
+    lines, labels = zip(*entries)
+    for size, letters in _LETTERS.items():
+        wrapped = [fill(label, letters) for label in labels]
+        box = ax.legend(lines, wrapped, fontsize=size, labelspacing=0.2).get_window_extent()
+        if box.width < ax.bbox.width and box.height < ax.bbox.height / 2:
+            break
+
+
 class _EpochTicks(MaxNLocator):
-    """No tick left of epoch 0, where the margin may reach."""
+    """Whole epochs, or parts of the first; none left of 0, where the margin may reach."""
 
     def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
+        whole = vmax >= 2 or self.axis.get_minpos() >= 1  # type: ignore[union-attr]
+        self.set_params(integer=whole, steps=[1, 2, 5, 10] if whole else [2.5, 5, 10])
         return [tick for tick in super().tick_values(vmin, vmax) if tick >= 0]

@@ -3,27 +3,48 @@
 import inspect
 from collections.abc import Callable
 from threading import get_ident
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from epoch_mixin._epochs import STEP, epochs_of_call, open_epoch
-from epoch_mixin._history import LOADER, Epochs
 from epoch_mixin._hooks import running
 from epoch_mixin._lightning import CURRENT_HOOK, TRAINER, current_hook, fetched_batch
-from epoch_mixin._losses import Value, batch_sizes, checked_weight, described, entries_of, logged_values, losses_of_step
+from epoch_mixin._loop import EndedValidation, open_epoch
+from epoch_mixin._losses import logged_values, losses_of_step
 from epoch_mixin._mean import BUFFER_SIZE, ExactMean
+from epoch_mixin._recorder import stage_of_call
+from epoch_mixin._run import LOADER, STEP, Stage
+from epoch_mixin._settings import checked_weight
+from epoch_mixin._values import Number, Value
+from epoch_mixin._weights import BatchSize, batch_size, first_size, size_beside
 
 __tracebackhide__ = True
+
+# How much a step counts: a number; or what its batch tells of its size, to be judged when the step has given a loss; or
+# nothing yet, of an iterator, which the step itself reads.
+Weight = Number | BatchSize | None
+
+
+class Step(NamedTuple):
+    """A step that runs.
+
+    Attributes:
+        stage: the stage that records it.
+        logged: what it logs.
+    """
+
+    stage: Stage
+    logged: list[Value]
 
 
 def around_step(method: Callable[..., Any], name: str) -> Callable[..., Any]:
     """Run a step and record its losses.
 
     The usual step makes no call of ours: its batch begins with a tensor, it logs nothing, and it returns a scalar as
-    the only loss. In a Trainer, whose code fills the processor's caches, each call takes a microsecond or
-    two. What is not usual is left to `_prepare` and `_record`, and a compiler is told to leave those alone.
+    the only loss. In a Trainer, whose code fills the processor's caches, each call takes a microsecond or two. So the
+    question whose run a call belongs to (`_recorder`) is answered here once more, for this step. What is not usual is
+    left to `_prepare` and `_record`, and a compiler is told to leave those alone.
     """
     in_training = name == STEP["train"]
     prepare, record, flush = map(torch.compiler.disable, (_prepare, _record, ExactMean.flush))
@@ -33,32 +54,44 @@ def around_step(method: Callable[..., Any], name: str) -> Callable[..., Any]:
         if call in running:
             return method(module, *args, **kwargs)
         try:
-            running[call] = loss = None  # within `try`: an interrupt must not leave it there
-            attributes, batch = vars(module), args[0] if args else None
-            recorder, trainer = attributes.get("_epoch_recorder"), attributes.get(TRAINER, ...)
-            run = recorder and (recorder.fit if trainer else recorder.without_trainer)
-            is_called = run and run.trainer is trainer and (not trainer or attributes.get(CURRENT_HOOK) == name)
-            if is_called and trainer:
-                is_called = str.__eq__(trainer.state.status, "running") and str.__eq__(trainer.state.fn, "fit")
-            epochs = (run.train if in_training else run.val) if is_called else None
+            running[call] = None  # within `try`: an interrupt right behind it must not leave it there
+            attributes = vars(module)
+            recorder = attributes.get("_epoch_recorder")
+            stage = None
+            # If Lightning keeps its Trainer elsewhere, `_prepare` finds it.
+            if recorder is not None and TRAINER in attributes:
+                trainer, fit = attributes[TRAINER], recorder.fit
+                if trainer is None:
+                    stage = recorder.without_trainer.train if in_training else recorder.without_trainer.val
+                elif (
+                    trainer is fit.trainer  # not the Trainer of a callback
+                    and attributes.get(CURRENT_HOOK) == name  # not called by a callback
+                    and str.__eq__(trainer.state.status, "running")  # not after an interrupt
+                    and str.__eq__(trainer.state.fn, "fit")  # not in `validate`
+                ):
+                    stage = fit.train if in_training else fit.val  # no epoch of `val` is open in the sanity check
+
+            batch = args[0] if args else None
             first = batch[0] if type(batch) in (tuple, list) and batch else batch
-            if epochs and epochs.sizes and len(epochs.sizes) == 1 and type(first) is Tensor and first.ndim:
-                mean, weight = epochs.usual_mean, first.size(0)
+            if stage is not None and stage.size_is_length and type(first) is Tensor and first.ndim:
+                mean, weight = stage.fast_mean, first.size(0)
             else:
-                mean, (epochs, batch, weight) = None, prepare(module, name, args, kwargs)
-            if epochs is None:
+                stage, batch, weight = prepare(module, name, args, kwargs)
+                mean = None
+            if stage is None:
                 return method(module, *args, **kwargs)
 
             logged: list[Value] = []
-            running[call] = epochs, logged
+            running[call] = Step(stage, logged)
             output = method(module, *args, **kwargs)
 
+            loss: float | Tensor | None = None
             if mean is not None and not logged and type(output) is Tensor and not output.ndim:
                 try:
                     if output.is_cpu:
                         loss = output.item()
                     elif output.is_cuda and output.is_floating_point() and output.data_ptr():
-                        loss = output.data.to(torch.float64, copy=True)  # type: ignore[assignment]
+                        loss = output.data.to(torch.float64, copy=True)
                 except Exception:  # `_record` says why
                     pass
             if mean is not None and type(loss) in (float, Tensor):
@@ -67,7 +100,7 @@ def around_step(method: Callable[..., Any], name: str) -> Callable[..., Any]:
                     flush(mean)
             else:
                 loader = args[2] if len(args) > 2 else kwargs.get("dataloader_idx")
-                record(module, epochs, batch, loader, weight, output, logged)
+                record(module, stage, batch, loader, weight, output, logged)
             return output
         finally:
             running.pop(call, None)
@@ -77,61 +110,69 @@ def around_step(method: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 def note_log(module: Any, name: str, args: Any, kwargs: Any) -> Any:
     """Note what a running step, or the end of a validation, gives to ``self.log`` or ``self.log_dict``."""
-    epochs, logged, *at_end = running.get((get_ident(), id(module), "step")) or cast(Any, (None, []))
-    before = len(logged)
+    call = running.get((get_ident(), id(module), "step"))
+    if not isinstance(call, (Step, EndedValidation)):
+        return NotImplemented
     # A step that optimizes manually calls hooks, and those of callbacks, which may log, too.
-    if epochs and current_hook(module) in (None, STEP[epochs.stage], "on_validation_epoch_end"):
-        logged += logged_values(epochs, args, kwargs, bool(at_end))
-    return None if len(logged) > before else NotImplemented
+    if current_hook(module) not in (None, STEP[call.stage.name], "on_validation_epoch_end"):
+        return NotImplemented
+    values = list(logged_values(call.stage, args, kwargs, at_end=isinstance(call, EndedValidation)))
+    call.logged.extend(values)
+    return None if values else NotImplemented
 
 
-def _prepare(module: Any, name: str, args: Any, kwargs: Any) -> tuple[Epochs | None, Any, Any]:
-    """Give the epoch, the batch and the weight of a step before it runs, for it may change its batch.
+def _prepare(module: Any, name: str, args: Any, kwargs: Any) -> tuple[Stage | None, Any, Weight]:
+    """Give the stage, the batch and the weight of a step before it runs, for it may change its batch.
 
-    No epoch: the step is not recorded. No weight: it shows when the step has run.
+    No stage: the step is not recorded.
     """
-    epochs = epochs_of_call(module, name)
-    if epochs is None:
+    stage = stage_of_call(module, name)
+    if stage is None:
         return None, None, None
-    if not epochs.is_open:
-        open_epoch(module, epochs)
+    if not stage.is_open:
+        open_epoch(module, stage)
     batch = args[0] if args else kwargs.get(next(iter(inspect.signature(getattr(module, name)).parameters), ""))
-    # The step itself reads an iterator.
-    return epochs, batch, None if hasattr(type(batch), "__next__") else _weight(module, epochs, batch)
+    return stage, batch, None if hasattr(type(batch), "__next__") else _weigh(module, stage, batch)
 
 
-def _weight(module: Any, epochs: Epochs, batch: Any) -> Any:
-    if epochs.sizes is None and getattr(module.epoch_loss_weight, "is_default", False):
-        epochs.sizes = batch_sizes(batch)
-    return checked_weight(module.epoch_loss_weight(batch), type(module).__name__)
+def _weigh(module: Any, stage: Stage, batch: Any) -> Weight:
+    if not stage.weight_is_default:
+        return checked_weight(module.epoch_loss_weight(batch), type(module).__name__)
+    # To look through a whole batch takes long, and those of a dataloader are alike.
+    length = first_size(batch) if stage.size_is_length else None
+    return batch_size(batch) if length is None else length
 
 
 def _record(
-    module: Any, epochs: Epochs, batch: Any, loader: Any, weight: Any, output: Any, logged: list[Value]
+    module: Any, stage: Stage, batch: Any, loader: Any, weight: Weight, output: Any, logged: list[Value]
 ) -> None:
-    """Add the losses of a step to its epoch, and note for a message why a key has none."""
-    step, keys, in_training = STEP[epochs.stage], epochs.keys, epochs.stage == "train"
+    """Add the losses of a step to its epoch."""
     if weight is None:
         batch, loader = fetched_batch(batch, loader)
-        weight = _weight(module, epochs, batch)
-    source = "" if in_training or not isinstance(loader, int) else f"{LOADER}{loader}"
-    # Lightning differentiates what a training step returns, unless the module optimizes manually.
-    losses, faults = losses_of_step(epochs, output, logged, bare_first=in_training and module.automatic_optimization)
-    for key, loss, size in losses:
-        epochs.add(key + source, loss, weight if size is None or epochs.sizes is None else size)
-    if epochs.sizes is not None and len(epochs.sizes) != 1 and any(size is None for *_, size in losses):
-        what = f"the tensors of its batch disagree about the batch size: {', '.join(map(str, epochs.sizes[:9]))}."
-        none = f"found no tensor in a {type(batch).__name__} that tells the batch size, so its steps count 1;"
-        hint = "override `epoch_loss_weight`, or say `self.log(..., batch_size=...)` in the step"
-        what = f"{what} The first counts; {hint}" if epochs.sizes else f"{none} {hint}"
-        module._epoch_recorder.warn_once(f"{step} sizes", f".{step}: {what}")
-    if keys == ("loss",):
-        epochs.usual_mean = epochs.means.get("loss")
-    if faults and (in_training or (epochs.mark is not None and not losses)):
-        what, entries = described(output, logged, keys), entries_of(output) or {}
-        for key, fault in faults.items() if in_training else ():
-            # Lightning skips a step that returns None; None for a key says the same of that loss.
-            if fault or not (losses or output is None or None in (entries.get(key, ...) for key in keys)):
-                module._epoch_recorder.warn_missing(key, step, fault or what)
-        given = [fault for fault in faults.values() if fault and entries]
-        epochs.fault = epochs.fault or " and ".join([what, *given[:1]])
+        weight = _weigh(module, stage, batch)
+    diagnosis = module._epoch_recorder.diagnosis
+    source = f"{LOADER}{loader}" if stage.name == "val" and isinstance(loader, int) else ""
+    found = losses_of_step(stage, output, logged)
+    for key, loss, own_size in found.losses:
+        if own_size is not None and stage.weight_is_default:
+            number = own_size
+        elif isinstance(weight, BatchSize):
+            number = _size(weight, stage, logged, diagnosis)
+        else:
+            number = cast(Number, weight)
+        stage.add(key + source, loss, number)
+    if found.losses and stage.size_is_length is None:
+        stage.size_is_length = isinstance(weight, BatchSize) and weight.agreed is not None
+        is_only_key = len(stage.keys) == 1 and "loss" in stage.means
+        stage.fast_mean = stage.means["loss"] if stage.size_is_length and is_only_key else None
+    if found.missing or found.doubts:
+        diagnosis.step(stage, found, output, logged)
+
+
+def _size(size: BatchSize, stage: Stage, logged: list[Value], diagnosis: Any) -> Number:
+    """How much a step counts by its batch; where that does not tell for certain, by what the step logged."""
+    known = next((number for number in (size.agreed, size_beside(logged), size.itself) if number is not None), None)
+    if known is None:
+        diagnosis.size_in_doubt(stage, size)
+        return size.inferred
+    return known

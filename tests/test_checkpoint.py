@@ -16,13 +16,14 @@ GOOD = {
     "version": 1,
     "history": {"loss": [0.5, math.inf], "val_loss": [0.75], "kl": [1.0, 2.0]},
     "val_epochs": {"val_loss": [1]},
+    "val_parts": {"val_loss": [0.5]},
     "open": {
         "val": {"mark": None, "totals": {}},
         "train": {"mark": 2, "totals": {"loss": [1.5, 3.0], "kl": [2.0, 1.0]}},
     },
     "ended": {"val": [{"loss": [4.0, 2.0]}], "train": []},
     "last": {"mark": 1, "totals": {"loss": [3.0, 2.0]}},
-    "partners": {"loss": ["train_total"]},
+    "partners": {"loss": {"train_total": True, "train_part": False}},
 }
 MISSING = object()
 
@@ -72,16 +73,16 @@ DAMAGED = [
     *((["open", "train", "totals", "loss"], [1.5]), (["open", "train", "totals", "loss"], [1.5, 3.0, 1.0])),
     *((["open", "train", "totals", "kl"], [2.0, None]), (["open", "train", "totals", "kl"], [2.0, -1.0])),
     *((["open", "test"], {"mark": None, "totals": {}}), (["ended"], None), (["ended", "val"], {"loss": [4.0, 2.0]})),
-    *((["last"], None), (["partners"], {"loss": 3}), (["version"], "1"), (["version"], 2)),
+    *((["last"], None), (["partners"], {"loss": 3}), (["version"], "1"), (["val_parts"], [0.5])),
 ]
 
 
 @pytest.mark.parametrize(("path", "value"), DAMAGED, ids=[".".join(path) for path, _ in DAMAGED])
-def test_a_damaged_part_is_named_and_changes_nothing(path, value):
-    model = loaded({**GOOD, "history": {"loss": [9.0], "old": [1.0]}, "val_epochs": {}})
+def test_a_damaged_record_is_refused_and_changes_nothing(path, value):
+    model = loaded({**GOOD, "history": {"loss": [9.0], "old": [1.0]}, "val_epochs": {}, "val_parts": {}})
     before, held = saved(model), dict(model.epoch_history)
-    damaged = r"^Model: checkpoint\['epoch_mixin'\] is damaged: "
-    with pytest.raises(ValueError, match=rf"{damaged}({path[0]}|a total and a weight) must not be "):
+    damaged = r"^Model: checkpoint\['epoch_mixin'\] is damaged: {.{20,300}}$"
+    with pytest.raises(ValueError, match=damaged):
         model.on_load_checkpoint({"epoch_mixin": changed(path, value)})
     assert saved(model) == before
     assert all(model.epoch_history[name] is losses for name, losses in held.items())
@@ -89,12 +90,19 @@ def test_a_damaged_part_is_named_and_changes_nothing(path, value):
 
 @pytest.mark.parametrize("record", [None, [], "history", 3.0])
 def test_a_record_that_is_no_mapping_is_refused(record):
-    with pytest.raises(ValueError, match=re.escape(f"it must not be {record!r}")):
+    message = f"Model: checkpoint['epoch_mixin'] is damaged: {record!r}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         loaded(record)
 
 
+def test_a_record_of_a_newer_version_says_so():
+    message = "has version 2, and this epoch-mixin reads versions up to 1; install a newer one$"
+    with pytest.raises(ValueError, match=rf"^Model: checkpoint\['epoch_mixin'\] {message}"):
+        loaded({"version": 2, "form": "another"})
+
+
 def test_a_record_replaces_all_that_was_there():
-    model = loaded({**GOOD, "history": {"loss": [9.0], "old": [1.0]}, "val_epochs": {}})
+    model = loaded({**GOOD, "history": {"loss": [9.0], "old": [1.0]}, "val_epochs": {}, "val_parts": {}})
     loss, old = model.epoch_history["loss"], model.epoch_history["old"]
     model.on_load_checkpoint({"epoch_mixin": copy.deepcopy(GOOD)})
     assert saved(model) == GOOD
@@ -117,6 +125,14 @@ def test_records_of_older_versions_load(parts):
     record = {name: value for name, value in GOOD.items() if name not in parts}
     empty = {"version": 1, "ended": {"train": [], "val": []}, "last": {"mark": None, "totals": {}}, "partners": {}}
     assert saved(loaded(record)) == {**GOOD, **{name: empty[name] for name in parts}}
+
+
+def test_a_record_of_version_0_2_has_a_list_of_partners_and_no_parts_of_epochs():
+    old = {name: part for name, part in GOOD.items() if name != "val_parts"} | {"partners": {"loss": ["train_total"]}}
+    read = saved(loaded(old))
+    assert read.pop("val_parts") == {"val_loss": [pytest.approx(math.nan, nan_ok=True)]}
+    assert read.pop("partners") == {"loss": {"train_total": True}}
+    assert read == {name: GOOD[name] for name in read}
 
 
 def test_names_are_plain_text_whatever_a_user_had_for_them():

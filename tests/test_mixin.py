@@ -156,9 +156,9 @@ def test_an_epoch_without_a_loss_is_nan_with_one_warning(recwarn):
 
 def test_losses_are_the_history_at_loss_and_can_be_cleared():
     model = Given()
-    assert model.epoch_losses == [] and model.epoch_losses is model.epoch_history["loss"]
-    run(model, torch.tensor(1.0))
     held = model.epoch_losses
+    assert held == [] and model.epoch_history == {}
+    run(model, torch.tensor(1.0))
     run(model, torch.tensor(2.0))
     assert held == [1.0, 2.0] and held is model.epoch_losses is model.epoch_history["loss"]
     model.epoch_losses.clear()
@@ -186,15 +186,24 @@ def test_history_cannot_be_overwritten_by_accident(name):
     assert model.epoch_losses == [1.0]
 
 
-def test_a_look_at_losses_that_are_not_recorded_does_not_add_them():
+def test_without_a_loss_among_the_keys_the_losses_are_those_of_the_first_key():
     class Model(Given):
         epoch_loss_keys = ("g_loss", "d_loss")
 
     model = Model()
-    assert model.epoch_losses == []
-    run(model, {"g_loss": 1.0, "d_loss": 2.0})
-    assert model.epoch_losses == []
+    held = model.epoch_losses
+    assert held == [] and model.running_epoch_loss().isnan() and model.epoch_history == {}
+    model.training_step({"g_loss": 1.0, "d_loss": 2.0})
+    assert model.running_epoch_loss() == 1.0 and model.running_epoch_loss("d_loss") == 2.0
+    model.on_train_epoch_end()
+    assert held is model.epoch_losses is model.epoch_history["g_loss"]
     assert model.epoch_history == {"g_loss": [1.0], "d_loss": [2.0]}
+    with pytest.raises(ValueError, match=r"'loss' is not among Model\.epoch_loss_keys"):
+        model.running_epoch_loss("loss")
+    model.epoch_history.clear()
+    assert model.epoch_losses == []
+    run(model, {"g_loss": 3.0, "d_loss": 4.0})
+    assert model.epoch_losses == [3.0]
 
 
 def test_records_are_rows_of_plain_data():
@@ -333,7 +342,7 @@ def test_named_losses_are_recorded_each_on_its_own():
     run(model, {"g_loss": 1.0, "d_loss": torch.tensor(10.0)}, {"g_loss": torch.tensor(3.0), "d_loss": None})
     assert model.epoch_history == {"g_loss": [2.0], "d_loss": [10.0], "val_d_loss": [7.0]}
     assert model.running_epoch_loss("g_loss").isnan()
-    assert model.epoch_losses == []
+    assert model.epoch_losses == [2.0]
 
 
 @pytest.mark.parametrize("keys", ["loss", ["loss"], (), (1,), ("loss", None), None, {"loss"}])
@@ -343,7 +352,7 @@ def test_keys_that_are_no_tuple_of_strings_are_refused_at_class_creation(keys):
     assert repr(keys) in str(error.value)
 
 
-@pytest.mark.parametrize("keys", [("loss", "loss"), ("loss", "val_loss"), ("val_kl", "kl")])
+@pytest.mark.parametrize("keys", [("loss", "loss"), ("kl", "loss", "kl")])
 def test_keys_that_would_share_a_list_are_refused_at_class_creation(keys):
     with pytest.raises(ValueError, match=r"^Model\.epoch_loss_keys has keys that share a name") as error:
         type("Model", (EpochLossMixin, Net), {"epoch_loss_keys": keys})
@@ -362,6 +371,8 @@ def test_keys_may_be_set_on_the_instance():
     with pytest.raises(TypeError, match=r"^Model\.epoch_loss_keys must be a tuple of strings"):
         run(Model("loss"), {"loss": 1.0})
     with pytest.raises(ValueError, match=r"^Model\.epoch_loss_keys has keys that share a name"):
+        run(Model(("loss", "loss")), {"loss": 1.0})
+    with pytest.raises(ValueError, match=r'^Model\.epoch_loss_keys = .* has a stage in it: write \("loss",\)'):
         run(Model(("loss", "val_loss")), {"loss": 1.0})
 
 
@@ -425,9 +436,9 @@ def test_the_weight_is_that_of_the_batch_as_it_was_given(weigh):
     assert model.epoch_losses == [3.0]
 
 
-@pytest.mark.parametrize("name", ["loss", "acc"])
+@pytest.mark.parametrize("name", ["loss", "train_loss"])
 @pytest.mark.parametrize("size", [int, np.int64, torch.tensor])
-def test_the_batch_size_that_a_step_logs_is_its_weight(name, size):
+def test_the_batch_size_that_a_step_logs_with_its_loss_is_its_weight(name, size):
     class Model(Sized):
         def training_step(self, batch, batch_idx):
             self.log("other", 1.0)
@@ -437,6 +448,20 @@ def test_the_batch_size_that_a_step_logs_is_its_weight(name, size):
     model = Model()
     run(model, torch.ones(7), torch.ones(7))
     assert model.epoch_losses == [3.0]
+
+
+def test_the_batch_size_that_a_step_logs_with_another_value_counts_where_the_tensors_disagree(recwarn):
+    class Model(Sized):
+        def training_step(self, batch, batch_idx):
+            self.log("acc", 1.0, batch_size=batch_idx * 2 + 1)
+            return super().training_step(batch, batch_idx)
+
+    agreeing, disagreeing = Model(), Model()
+    run(agreeing, *[(torch.ones(7), torch.ones(7, 2))] * 2)
+    run(disagreeing, *[(torch.ones(2, 9), torch.ones(7))] * 2)
+    assert agreeing.epoch_losses == [2.0]
+    assert disagreeing.epoch_losses == [3.0]
+    assert messages(recwarn, "Model") == []
 
 
 def test_the_batch_size_logged_with_the_loss_comes_before_any_other():

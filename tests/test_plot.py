@@ -2,7 +2,6 @@ import math
 import subprocess
 import sys
 import warnings
-from itertools import pairwise
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -10,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from matplotlib.colors import to_rgba
+from torch.utils.data import DataLoader
 
 from epoch_mixin import EpochLossMixin
 from epoch_mixin._plot import plot
@@ -40,13 +40,13 @@ def curves(ax):
 
 
 def marks(ax):
-    """The epochs that wear a mark since they have no place on the y axis, and its shape."""
+    """The x that wear a mark since their losses have no place on the y axis, and its shape."""
     return [(list(line.get_xdata()), line.get_marker()) for line in ax.lines if line.get_transform() != ax.transData]
 
 
 def entries(ax):
-    """What the legend says."""
-    return [text.get_text() for text in ax.get_legend().get_texts()]
+    """What the legend says, each entry as one line."""
+    return [text.get_text().replace("\n", " ") for text in ax.get_legend().get_texts()]
 
 
 def notes(ax):
@@ -61,6 +61,15 @@ def ticks(ax):
     return [tick for tick in ax.get_xticks() if low <= tick <= high]
 
 
+def width_and_height(ax):
+    """Of the legend as a part of the axes, which it must not leave."""
+    ax.figure.canvas.draw()
+    legend = ax.get_legend().get_window_extent()
+    inside = ax.bbox.padded(1)
+    assert inside.contains(legend.x0, legend.y0) and inside.contains(legend.x1, legend.y1)
+    return legend.width / ax.bbox.width, legend.height / ax.bbox.height
+
+
 def marked(ax):
     """The indices of the points of the first curve that wear a marker."""
     return ax.lines[0].get_markevery() if ax.lines[0].get_marker() == "o" else []
@@ -70,51 +79,41 @@ def decay(epochs):
     return [2 * math.exp(-epoch / epochs) for epoch in range(epochs)]
 
 
-def test_training_value_lies_at_its_epoch():
+def test_training_value_lies_at_the_end_of_its_epoch():
     _, ax = plot({"loss": [2.0, 1.0, 0.5]}, {})
-    assert curves(ax) == {"loss (train)": ([0, 1, 2], [2.0, 1.0, 0.5])}
+    assert curves(ax) == {"loss (train)": ([1, 2, 3], [2.0, 1.0, 0.5])}
 
 
 @pytest.mark.parametrize(
-    ("epochs", "x"),
-    [
-        ([0, 1, 2], [0, 1, 2]),
-        ([4, 9], [4, 9]),
-        ([0, 0, 0, 0, 1, 1, 1, 1], [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75]),
-        ([0, 0, 1, 3, 3], [0, 0.5, 1, 3, 3.5]),
-        ([0], [0]),
-    ],
-    ids=["every epoch", "every 5 epochs", "4 an epoch", "mixed", "epoch still open"],
+    "x",
+    [[1, 2, 3], [5, 10], [0.25, 0.5, 0.75, 1, 1.25], [0, 1, 2], [0]],
+    ids=["every epoch", "every 5 epochs", "4 an epoch", "before training too", "before training alone"],
 )
-def test_validation_lies_at_the_epoch_it_belongs_to(epochs, x):
-    losses = decay(len(epochs))
-    _, ax = plot({"val_loss": losses, "loss": decay(10)}, {"val_loss": epochs})
+def test_validation_lies_where_it_ran(x):
+    losses = decay(len(x))
+    _, ax = plot({"val_loss": losses, "loss": decay(10)}, {"val_loss": x})
     assert curves(ax)["loss (val)"] == (x, losses)
 
 
-@pytest.mark.parametrize("runs", [1, 2, 3, 7, 10, 49])
-def test_no_validation_run_lies_left_of_its_epoch_or_on_another(runs):
-    epochs = [epoch for epoch in range(30) for _ in range(runs)]
-    _, ax = plot({"loss": decay(30), "val_loss": decay(30 * runs)}, {"val_loss": epochs})
-    x, _ = curves(ax)["loss (val)"]
-    assert [math.floor(place) for place in x] == epochs
-    assert all(a < b for a, b in pairwise(x))
+@pytest.mark.parametrize("x", [[1], [1, 2, 3]], ids=["value added", "value removed"])
+def test_lists_that_a_user_has_edited_are_drawn(x):
+    _, ax = plot({"loss": [1.0], "val_loss": [3.0, 2.0]}, {"val_loss": x})
+    assert curves(ax)["loss (val)"] == ([1, 2][: len(x)], [3.0, 2.0][: len(x)])
 
 
-@pytest.mark.parametrize("epochs", [[0], [0, 1, 2]], ids=["value added", "value removed"])
-def test_lists_that_a_user_has_edited_are_drawn(epochs):
-    _, ax = plot({"loss": [1.0], "val_loss": [3.0, 2.0]}, {"val_loss": epochs})
-    assert curves(ax)["loss (val)"] == ([0, 1][: len(epochs)], [3.0, 2.0][: len(epochs)])
+def test_list_of_which_no_value_has_a_place_has_no_legend_entry():
+    _, ax = plot({"loss": [1.0], "val_loss": [3.0]}, {"val_loss": []})
+    assert entries(ax) == ["loss (train)"]
 
 
 def test_legend_has_key_and_stage():
     history = {"val_loss": [2.0], "val_kl": [1.0], "loss": [2.0], "kl": [1.0]}
-    _, ax = plot(history, {"val_loss": [0], "val_kl": [0]})
+    _, ax = plot(history, {"val_loss": [1], "val_kl": [1]})
     assert entries(ax) == ["loss (train)", "kl (train)", "loss (val)", "kl (val)"]
 
 
 def test_key_that_begins_like_validation_is_training():
-    _, ax = plot({"val_gap": [2.0], "val_val_gap": [1.0]}, {"val_val_gap": [0]})
+    _, ax = plot({"val_gap": [2.0], "val_val_gap": [1.0]}, {"val_val_gap": [1]})
     assert sorted(curves(ax)) == ["val_gap (train)", "val_gap (val)"]
 
 
@@ -131,14 +130,14 @@ def test_each_validation_dataloader_has_a_curve_of_its_own():
 
 def test_key_of_one_dataloader_may_begin_like_validation():
     history = {"val_gap": [2.0], "val_val_gap/dataloader_idx_12": [1.0]}
-    _, ax = plot(history, {"val_val_gap/dataloader_idx_12": [0]})
+    _, ax = plot(history, {"val_val_gap/dataloader_idx_12": [1]})
     assert entries(ax) == ["val_gap (train)", "val_gap (val, dataloader 12)"]
     assert ax.lines[0].get_color() == ax.lines[1].get_color()
 
 
 def test_stages_of_a_key_share_a_colour_and_differ_in_line_and_marker():
     names = ("loss", "kl", "val_loss", "val_kl")
-    _, ax = plot({name: [2.0, 1.0] for name in names}, {name: [0, 1] for name in names[2:]})
+    _, ax = plot({name: [2.0, 1.0] for name in names}, {name: [1, 2] for name in names[2:]})
     loss, kl, val_loss, val_kl = ax.lines
     assert loss.get_color() == val_loss.get_color() != kl.get_color() == val_kl.get_color()
     assert loss.get_linestyle() != val_loss.get_linestyle()
@@ -152,26 +151,28 @@ def test_stages_can_be_told_apart_in_grey_where_noise_hides_the_dashes():
 
     _, ax = plt.subplots()
     for run in range(5):
-        plot({"loss": decay(500), "val_loss": decay(500)}, {"val_loss": range(500)}, ax, run)
+        plot({"loss": decay(500), "val_loss": decay(500)}, {"val_loss": range(1, 501)}, ax, run)
     for train, val in zip(ax.lines[::2], ax.lines[1::2]):
         assert grey(train) - grey(val) > 0.15
         assert train.get_linewidth() > val.get_linewidth()
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 3, 7, 40, 500])
+@pytest.mark.parametrize("epochs", [2, 3, 7, 40, 500])
 @pytest.mark.parametrize("runs", [1, 4, 100])
-def test_ticks_are_whole_epochs(epochs, runs):
-    val_epochs = [epoch for epoch in range(epochs) for _ in range(runs)]
-    _, ax = plot({"loss": decay(epochs), "val_loss": decay(epochs * runs)}, {"val_loss": val_epochs})
-    assert ticks(ax)[0] == 0 and set(ticks(ax)) <= set(range(math.ceil(1.05 * epochs)))
+def test_ticks_are_whole_from_two_epochs_on(epochs, runs):
+    x = [run / runs for run in range(1, epochs * runs + 1)]
+    _, ax = plot({"loss": decay(epochs), "val_loss": decay(epochs * runs)}, {"val_loss": x})
+    assert len(ticks(ax)) > 1 and set(ticks(ax)) <= set(range(math.ceil(1.05 * epochs) + 1))
     low, high = ax.get_xlim()
-    assert low < 0 and epochs - 1 < high
+    assert low < min(x) and epochs < high
 
 
 @pytest.mark.parametrize(
     ("epochs", "expected"),
     [
-        (10, [0, 2, 4, 6, 8]),
+        (2, [1, 2]),
+        (5, [1, 2, 3, 4, 5]),
+        (10, [2, 4, 6, 8, 10]),
         (30, [0, 5, 10, 15, 20, 25, 30]),
         (100, [0, 20, 40, 60, 80, 100]),
         (1000, range(0, 1001, 200)),
@@ -181,15 +182,47 @@ def test_ticks_are_round(epochs, expected):
     assert ticks(plot({"loss": decay(epochs)}, {})[1]) == list(expected)
 
 
-def test_no_tick_lies_left_of_the_first_epoch_however_wide_the_margin():
-    _, ax = plot({"loss": decay(5)}, {})
+@pytest.mark.parametrize(
+    "x", [[0.25, 0.5, 0.75, 1], [0.5, 1], [0, 0.5], [0.01 * run for run in range(1, 101)], [0.3]], ids=len
+)
+def test_ticks_of_a_single_epoch_are_round_parts_of_it(x):
+    _, ax = plot({"loss": [2.0], "val_loss": decay(len(x))}, {"val_loss": x})
+    assert ticks(ax) == [0, 0.25, 0.5, 0.75, 1]
+
+
+@pytest.mark.parametrize("x", [[], [1], [0, 1]], ids=["no validation", "at the end", "before and at the end"])
+def test_single_epoch_without_validation_in_it_has_whole_ticks(x):
+    _, ax = plot({"loss": [2.0], "val_loss": decay(len(x))}, {"val_loss": x})
+    assert ticks(ax) == [0, 1]
+
+
+def test_validation_of_nan_within_the_epoch_has_parts_of_it_as_ticks():
+    _, ax = plot({"loss": [2.0], "val_loss": [math.nan, 1.0]}, {"val_loss": [0.5, 1]})
+    assert ticks(ax) == [0, 0.25, 0.5, 0.75, 1]
+
+
+def test_ticks_are_whole_once_a_longer_run_is_on_the_axes():
+    _, ax = plot({"loss": [2.0], "val_loss": [3.0, 2.0]}, {"val_loss": [0.5, 1]})
+    plot({"loss": decay(3)}, {}, ax)
+    assert ticks(ax) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("epochs", [1, 5])
+def test_no_tick_lies_left_of_the_first_epoch_however_wide_the_margin(epochs):
+    _, ax = plot({"loss": decay(epochs), "val_loss": [2.0, 1.0]}, {"val_loss": [0.5, 1]})
     ax.margins(x=0.5)
     assert ticks(ax)[0] == 0
 
 
+def test_limits_that_a_user_sets_stay():
+    _, ax = plot({"loss": decay(5)}, {})
+    ax.set_xlim(2, 4)
+    assert (ax.get_xlim(), ticks(ax)) == ((2, 4), [2, 3, 4])
+
+
 def test_axes_are_named_for_a_reader():
-    _, ax = plot({"loss": [1.0], "val_loss": [1.0]}, {"val_loss": [0]})
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "loss")
+    _, ax = plot({"loss": [1.0], "val_loss": [1.0]}, {"val_loss": [1]})
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epochs trained", "loss")
     _, ax = plot({"kl": [1.0]}, {})
     assert ax.get_ylabel() == "kl"
     _, ax = plot({"loss": [1.0], "kl": [1.0]}, {})
@@ -198,7 +231,7 @@ def test_axes_are_named_for_a_reader():
 
 def test_y_axis_is_named_for_every_run_on_it():
     _, ax = plot({"loss": [1.0]}, {}, label="run a")
-    plot({"loss": [2.0], "val_loss": [1.0]}, {"val_loss": [0]}, ax, "run b")
+    plot({"loss": [2.0], "val_loss": [1.0]}, {"val_loss": [1]}, ax, "run b")
     assert ax.get_ylabel() == "loss"
     plot({"mse": [2.0]}, {}, ax, "run c")
     assert ax.get_ylabel() == "mean"
@@ -227,19 +260,19 @@ def test_diverged_run_does_not_look_like_a_short_one():
     _, healthy = plot({"loss": [2.0, 1.5, 1.0]}, {})
     fig, ax = plot({"loss": [2.0, 1.5, 1.0] + [math.nan] * 7}, {})
     fig.canvas.draw()
-    assert ax.get_xlim()[1] > 9
+    assert ax.get_xlim()[1] > 10
     assert ax.get_ylim() == healthy.get_ylim()
-    assert marks(ax) == [([3, 4, 5, 6, 7, 8, 9], "x")]
+    assert marks(ax) == [([4, 5, 6, 7, 8, 9, 10], "x")]
     assert entries(ax) == ["loss (train)", "nan"]
 
 
 def test_marks_tell_nan_from_inf_and_are_explained_once():
     history = {"loss": [1.0, math.nan, math.inf, -math.inf, math.nan], "val_loss": [math.nan, math.inf, 1.0]}
-    _, ax = plot(history, {"val_loss": [1, 3, 4]}, label="run a")
+    _, ax = plot(history, {"val_loss": [2, 4, 5]}, label="run a")
     shapes = {"nan": "x", "inf": "^", "-inf": "v"}
-    assert marks(ax) == [([1, 4], "x"), ([2], "^"), ([3], "v"), ([1], "x"), ([3], "^")]
+    assert marks(ax) == [([2, 5], "x"), ([3], "^"), ([4], "v"), ([2], "x"), ([4], "^")]
     plot({"loss": [math.nan, 1.0]}, {}, ax, "run b")
-    assert marks(ax)[-1] == ([0], "x")
+    assert marks(ax)[-1] == ([1], "x")
     assert entries(ax) == ["run a: loss (train)", "run a: loss (val)", "run b: loss (train)", *shapes]
     handles, names = ax.get_legend_handles_labels()
     assert shapes.items() <= dict(zip(names, (line.get_marker() for line in handles))).items()
@@ -268,17 +301,17 @@ def test_run_without_any_finite_loss(epochs, scale):
     fig, ax = plot({"loss": [math.nan] * epochs}, {})
     ax.set_yscale(scale)
     fig.canvas.draw()
-    assert marks(ax) == [(list(range(epochs)), "x")]
-    assert ticks(ax) == list(range(epochs))
+    assert marks(ax) == [(list(range(1, epochs + 1)), "x")]
+    assert ticks(ax) == ([0, 1] if epochs == 1 else [1, 2, 3, 4, 5])
     assert all(map(math.isfinite, ax.get_xlim() + ax.get_ylim()))
     assert entries(ax) == ["loss (train)", "nan"]
 
 
 def test_key_that_came_later_is_drawn_where_it_began():
     history = {"loss": decay(3), "val_loss": decay(3), "val_kl": [math.nan, 2.0, 1.0], "kl": [math.nan, 2.0, 1.0]}
-    _, ax = plot(history, {"val_loss": [0, 1, 2], "val_kl": [0, 1, 2]})
-    assert curves(ax)["kl (val)"][0] == [0, 1, 2]
-    assert marks(ax) == [([0], "x"), ([0], "x")]
+    _, ax = plot(history, {"val_loss": [1, 2, 3], "val_kl": [1, 2, 3]})
+    assert curves(ax)["kl (val)"][0] == [1, 2, 3]
+    assert marks(ax) == [([1], "x"), ([1], "x")]
 
 
 @pytest.mark.parametrize("history", [{}, {"loss": []}, {"loss": [], "val_loss": []}])
@@ -287,7 +320,7 @@ def test_empty_history_says_so_until_curves_are_drawn(history):
     plot(history, {}, ax)
     fig.canvas.draw()
     assert notes(ax) == ["no epoch\nhas ended yet"]
-    assert ax.get_xlabel() == "epoch"
+    assert ax.get_xlabel() == "epochs trained"
     assert not ax.lines and entries(ax) == []
     _, fresh = plot({"loss": decay(5)}, {})
     plot({"loss": decay(5)}, {}, ax)
@@ -323,12 +356,17 @@ def test_axes_of_a_subfigure():
 
 
 def test_runs_on_one_axes_are_told_apart():
-    _, ax = plot({"loss": decay(3), "val_loss": decay(3)}, {"val_loss": [0, 1, 2]}, label="run a")
-    plot({"loss": decay(30), "val_loss": decay(30)}, {"val_loss": range(30)}, ax, "run b")
+    _, ax = plot({"loss": decay(3), "val_loss": decay(3)}, {"val_loss": [1, 2, 3]}, label="run a")
+    plot({"loss": decay(30), "val_loss": decay(30)}, {"val_loss": range(1, 31)}, ax, "run b")
     assert entries(ax) == ["run a: loss (train)", "run a: loss (val)", "run b: loss (train)", "run b: loss (val)"]
-    assert ax.get_xlim()[1] > 29
+    assert ax.get_xlim()[1] > 30
     a, val_a, b, val_b = (line.get_color() for line in ax.lines)
     assert a == val_a != b == val_b
+
+
+def test_label_that_matplotlib_keeps_out_of_the_legend():
+    _, ax = plot({"loss": decay(3)}, {}, label="_hidden")
+    assert list(curves(ax)) == ["_hidden: loss (train)"] and ax.get_legend() is None
 
 
 def test_what_else_is_on_the_axes_stays():
@@ -346,12 +384,78 @@ def test_new_figure_is_the_current_one_and_is_not_shown(monkeypatch):
     assert len(plt.get_fignums()) == len(before) + 1
 
 
+# A column of a page, the default, and a slide.
+SIZES = [(3.3, 2.5), (6.4, 4.8), (12, 6.75)]
+LONG = "resnet50, lr 3e-4, weight decay 0.05, augmented"
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("label", [LONG, "/runs/2024-11-03_resnet50/" * 4], ids=["words", "path"])
+@pytest.mark.parametrize("given", [False, True], ids=["new figure", "given axes"])
+def test_long_label_stays_inside_and_leaves_half_of_the_axes_free(given, label, size, monkeypatch):
+    monkeypatch.setitem(plt.rcParams, "figure.figsize", size)
+    _, ax = plot(
+        {"loss": decay(5), "val_loss": decay(5)}, {"val_loss": range(1, 6)}, plt.gca() if given else None, label
+    )
+    _, height = width_and_height(ax)
+    assert height < 0.5
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_runs_with_long_labels_stay_inside(size, monkeypatch):
+    monkeypatch.setitem(plt.rcParams, "figure.figsize", size)
+    _, ax = plt.subplots()
+    for run in range(4):
+        plot({"loss": decay(9), "val_loss": decay(9)}, {"val_loss": range(1, 10)}, ax, f"{LONG} {run}")
+    assert width_and_height(ax)[1] < 0.7
+    assert entries(ax) == [f"{LONG} {run}: loss ({stage})" for run in range(4) for stage in ("train", "val")]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_keys_of_several_dataloaders_stay_inside(size, monkeypatch):
+    monkeypatch.setitem(plt.rcParams, "figure.figsize", size)
+    keys = ["loss", "reconstruction", "kl"]
+    names = [f"val_{key}{loader}" for key in keys for loader in ("", "/dataloader_idx_0", "/dataloader_idx_1")]
+    _, ax = plot({name: decay(9) for name in keys + names}, {name: range(1, 10) for name in names})
+    assert width_and_height(ax)[1] < 0.5
+    assert {entry.partition(" ")[0] for entry in entries(ax)} == {*keys}
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("label", [None, LONG])
+def test_new_figure_cuts_nothing_off_when_its_size_changes(label, size):
+    fig, ax = plot({"loss": decay(5), "val_loss": decay(5)}, {"val_loss": range(1, 6)}, label=label)
+    fig.set_size_inches(size)
+    width_and_height(ax)
+    drawn, inside = ax.get_tightbbox(), fig.bbox.padded(1)
+    assert inside.contains(drawn.x0, drawn.y0) and inside.contains(drawn.x1, drawn.y1)
+
+
+def test_label_in_the_place_of_the_axes_is_refused():
+    with pytest.raises(TypeError) as error:
+        plot({"loss": [1.0]}, {}, "run 1")
+    message = "plot_epoch_losses: ax must be a matplotlib Axes, not 'run 1'; write label='run 1' to name the run"
+    assert str(error.value) == message
+    assert not plt.get_fignums()
+
+
+def test_what_is_no_axes_is_refused():
+    with pytest.raises(TypeError, match=r"^plot_epoch_losses: ax must be a matplotlib Axes, not 3$"):
+        plot({"loss": [1.0]}, {}, 3)
+    _, axes = plt.subplots(1, 2)
+    with pytest.raises(TypeError, match=r"ax must be a matplotlib Axes, not array\(\["):
+        plot({"loss": [1.0]}, {}, axes)
+
+
 class Model(EpochLossMixin, pl.LightningModule):
     def training_step(self, batch, batch_idx):
-        return batch.mean()
+        return batch.requires_grad_().mean()
 
     def validation_step(self, batch, batch_idx):
         return batch.mean()
+
+    def configure_optimizers(self):
+        pass
 
     def on_train_epoch_end(self):
         pass
@@ -360,21 +464,49 @@ class Model(EpochLossMixin, pl.LightningModule):
         pass
 
 
-def test_plot_epoch_losses_draws_the_history_of_a_model():
+def losses(count):
+    return DataLoader(torch.arange(float(count), 0, -1), batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "x", "val_x"),
+    [
+        ({"max_epochs": 2}, [1, 2], [1, 2]),
+        ({"max_epochs": 2, "val_check_interval": 0.25}, [1, 2], [0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]),
+        ({"max_epochs": 4, "check_val_every_n_epoch": 2}, [1, 2, 3, 4], [2, 4]),
+    ],
+    ids=["every epoch", "4 an epoch", "every 2 epochs"],
+)
+def test_curves_of_a_fit_lie_where_the_means_were_taken(settings, x, val_x, tmp_path):
     model = Model()
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's, of few workers
+        trainer = pl.Trainer(**settings, **quiet, default_root_dir=tmp_path, num_sanity_val_steps=0)
+        trainer.fit(model, losses(8), losses(2))
+    _, ax = model.plot_epoch_losses()
+    assert curves(ax) == {"loss (train)": (x, [4.5] * len(x)), "loss (val)": (val_x, [1.5] * len(val_x))}
+
+
+def test_history_of_a_loop_is_drawn():
+    model = Model()
+    model.validation_step(torch.tensor([5.0]), 0)
+    model.on_validation_epoch_end()
     for epoch in range(2):
-        for run in range(2):
-            model.validation_step(torch.tensor([5.0 - 2 * epoch - run]), 0)
-            model.on_validation_epoch_end()
         model.training_step(torch.tensor([4.0 - epoch]), 0)
         model.on_train_epoch_end()
     _, ax = model.plot_epoch_losses()
-    x_y = {"loss (train)": ([0, 1], [4.0, 3.0]), "loss (val)": ([0, 0.5, 1, 1.5], [5.0, 4.0, 3.0, 2.0])}
+    x_y = {"loss (train)": ([1, 2], [4.0, 3.0]), "loss (val)": ([0], [5.0])}
     assert curves(ax) == x_y
     _, given = plt.subplots()
     assert model.plot_epoch_losses(given) == (given.figure, given) and curves(given) == x_y
     model.plot_epoch_losses(given, label="again")
     assert entries(given)[2:] == ["again: loss (train)", "again: loss (val)"]
+
+
+def test_model_says_how_to_name_a_run():
+    with pytest.raises(TypeError, match="write label='run 1' to name the run"):
+        Model().plot_epoch_losses("run 1")
 
 
 def test_without_matplotlib_the_error_says_what_to_install():

@@ -18,6 +18,7 @@ import random
 import statistics
 import time
 import warnings
+from itertools import pairwise
 
 import pytorch_lightning as pl
 import torch
@@ -268,31 +269,23 @@ def time_copies(steps):
 
 
 class Batches:
-    """A dataloader that costs nothing."""
+    """A dataloader that notes when each batch is fetched."""
 
     def __init__(self, steps):
         self.steps = steps
+        self.fetched = []
 
     def __len__(self):
         return self.steps
 
     def __iter__(self):
-        return iter([BATCH] * self.steps)
-
-
-class Stopwatch(pl.Callback):
-    """Takes the time of an epoch, its end included."""
-
-    def on_train_epoch_start(self, trainer, module):
-        gc.collect()
-        self.start = clock()
-
-    def on_train_end(self, trainer, module):
-        self.seconds = clock() - self.start
+        for _ in range(self.steps):
+            self.fetched.append(clock())
+            yield BATCH
 
 
 def time_in_trainer(way, steps):
-    watch = Stopwatch()
+    """The median over the steps of a fit, each from one batch to the next. Whole fits scatter four times as much."""
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=1,
@@ -301,10 +294,11 @@ def time_in_trainer(way, steps):
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
-        callbacks=[watch],
     )
-    trainer.fit(way(), Batches(steps))
-    return watch.seconds / steps * 1e6
+    batches = Batches(steps)
+    gc.collect()
+    trainer.fit(way(), batches)
+    return statistics.median(later - earlier for earlier, later in pairwise(batches.fetched)) * 1e6
 
 
 def in_turn(timers, steps, repeats, bar):
@@ -440,7 +434,7 @@ def report(options, direct_costs, fit_costs, marks, grown, key_costs, end_costs)
     )
     copies = direct_costs.pop("loss.detach().clone()")
     print_costs("A step called directly, without a Trainer", direct_costs)
-    fits = print_costs("A step within Trainer.fit, with its share of the epoch's end", fit_costs)
+    fits = print_costs("A step within Trainer.fit", fit_costs)
     beyond = [ours - bare for ours, bare in zip(direct_costs["epoch-mixin"], direct_costs["bare step"])]
     print(
         f"\nRecording a step that is called directly costs {ratio(beyond, copies):.2f} times "

@@ -221,12 +221,12 @@ def test_hook_of_the_user_may_leave_out_super(tmp_path):
     assert again.epoch_losses == model.epoch_losses
 
 
-def test_a_damaged_record_is_refused_and_its_part_named(fitted, tmp_path):
+def test_a_damaged_record_is_refused(fitted, tmp_path):
     model, path = fitted
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["epoch_mixin"]["history"]["loss"] = "0.5"
     torch.save(checkpoint, tmp_path / "damaged.ckpt")
-    message = r"^Tracked: checkpoint\['epoch_mixin'\] is damaged: history must not be .*'0.5'"
+    message = r"^Tracked: checkpoint\['epoch_mixin'\] is damaged: {"
     with pytest.raises(ValueError, match=message):
         Tracked.load_from_checkpoint(tmp_path / "damaged.ckpt")
     with pytest.raises(ValueError, match=message):
@@ -358,17 +358,19 @@ def test_a_key_is_filed_under_its_epochs(tmp_path, parts, resumed):
     assert len(model.epoch_records()) == epochs
 
 
-def test_looking_at_the_losses_writes_nothing_where_there_is_no_loss(tmp_path):
+def test_the_losses_are_those_of_the_first_key_where_there_is_no_loss(tmp_path):
     class Two(KeyedTracked):
         epoch_loss_keys = ("kl", "l2")
 
         def on_train_epoch_end(self):
-            assert self.epoch_losses == []
+            assert self.epoch_losses is self.epoch_history["kl"]
 
     model = Two()
+    assert model.epoch_losses == [] and model.epoch_history == {}
+    held = model.epoch_losses
     runner = trainer(max_epochs=2)
     runner.fit(model, loader())
-    assert model.epoch_losses == [] and list(model.epoch_history) == ["kl", "l2"]
+    assert list(model.epoch_history) == ["kl", "l2"] and len(held) == 2 and held is model.epoch_losses
     runner.save_checkpoint(tmp_path / "x.ckpt")
     again = Two.load_from_checkpoint(tmp_path / "x.ckpt")
-    assert again.epoch_losses == [] and again.epoch_history == model.epoch_history
+    assert again.epoch_losses == held and again.epoch_history == model.epoch_history

@@ -288,7 +288,7 @@ def test_without_a_trainer():
         ((), "validation_step returned None; return the loss,"),
         (
             ("val_acc", "val_f1"),
-            "validation_step returned None, and on_validation_epoch_end returned None and logged 'val_acc', 'val_f1'"
+            "validation_step returned None, and on_validation_epoch_end logged 'val_acc', 'val_f1'"
             ' (record it with epoch_loss_keys = ("loss", "acc")); return the loss,',
         ),
     ],

@@ -596,7 +596,7 @@ def test_tensors_that_disagree_are_warned_of_once_a_stage(recwarn):
     assert all("batch_size=" in message and "epoch_loss_weight" in message for message in (train, val))
 
 
-@pytest.mark.parametrize("names", [("train_loss", "val_loss"), ("size", "size")])
+@pytest.mark.parametrize("names", [("train_loss", "val_loss"), ("size_loss", "size_loss")])
 def test_tensors_that_disagree_do_not_matter_where_the_step_says_the_size(names, recwarn):
     class Graphs(Popping):
         def training_step(self, batch, batch_idx):
@@ -696,14 +696,14 @@ def test_a_training_epoch_whose_weights_are_all_0_says_that(recwarn):
             return 0
 
     message = only_message(recwarn, Model())
-    assert message.endswith("so its mean is nan: the weights of its steps are all 0")
+    assert "so its mean is nan: the weights of its steps are all 0" in message
 
 
 def test_batch_sizes_that_are_all_0_say_that_too(recwarn):
     class Model(Weighed):
         say = {"train_loss": 0}
 
-    assert only_message(recwarn, Model()).endswith("the weights of its steps are all 0")
+    assert "the weights of its steps are all 0" in only_message(recwarn, Model())
 
 
 def test_the_warning_names_the_keys_that_are_recorded(recwarn):
@@ -728,7 +728,7 @@ def test_a_missing_key_is_told_with_those_that_were_returned(recwarn):
             return {"loss": loss, "kl": loss.detach()}
 
     fit(Model())
-    missing, _ = messages(recwarn, "Model")
+    (missing,) = messages(recwarn, "Model")
     assert "'kll' is in epoch_loss_keys, but training_step returned only 'loss', 'kl'" in missing
 
 
@@ -904,7 +904,7 @@ def test_a_validation_whose_weights_are_all_0_says_that(recwarn):
     fit(model, loader(), loader())
     assert list(model.epoch_history) == ["loss"]
     (message,) = messages(recwarn, "Model")
-    assert message == "Model: no step of a validation gave a loss: the weights of its steps are all 0"
+    assert message.startswith("Model: no step of a validation gave a loss: the weights of its steps are all 0")
 
 
 def test_the_nan_of_a_second_key_does_not_hide_the_warning_of_the_first(recwarn):
@@ -916,8 +916,8 @@ def test_the_nan_of_a_second_key_does_not_hide_the_warning_of_the_first(recwarn)
             return {"loss": loss} if self.current_epoch == 0 else None
 
     fit(Model())
-    words = [message for message in messages(recwarn, "Model:") if "so its mean is nan" in message]
-    assert ["'kl'" in words[0], "'loss'" in words[1]] == [True, True] and len(words) == 2
+    kl, loss = messages(recwarn, "Model")
+    assert "no 'kl' is recorded" in kl and "no step of epoch 1 gave a loss for 'loss', so its mean is nan" in loss
 
 
 def test_a_metric_that_was_only_updated_is_named_as_that(recwarn):

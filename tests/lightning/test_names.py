@@ -98,11 +98,13 @@ FOUND = [
     ("train_total_loss", "val_total_loss", "val_heatmap_loss, val_discriminator_loss"),
     ("train_total_loss, train_loss", "valid_total_loss", "valid_loss"),
     ("train_Total_Loss, train_CE_Loss", "valid_Total_Loss", "valid_CE_Loss, valid_CE_Weight"),
-    ("total/train", "total/validation", "loss/validation"),
+    ("total/train", "total/validation", "accuracy/validation"),
+    ("total/train", "loss/validation", "total/validation"),
+    ("train_rec", "val_loss", "val_rec"),
     ("train_supervised_loss", "val_supervised_loss", "val_loss, val_nlossterms"),
     ("train_contrastive_loss", "val_contrastive_loss", "val_loss, val_top1"),
     ("train_bpd", "val_bpd", ""),
-    ("train_bpd", "val_bpd", "val_loss"),
+    ("train_bpd", "val_loss", "val_bpd"),
     ("train_nll", "val_nll", "val_kl, val_log_prob"),
     ("train_elbo, train_kl", "val_elbo", "val_kl, val_recon_loss"),
     ("CE", "val_ce", "val_acc"),
@@ -116,6 +118,29 @@ FOUND = [
     ("ptl/train_loss", "ptl/val_loss", "ptl/val_accuracy"),
     ("metrics/train_loss", "metrics/epoch/val_loss", "metrics/epoch/val_acc"),
     ("train", "val", "epoch"),
+    # Of 50 further packages, as they are.
+    ("", "val_loss", "val_loss_12, val_loss_21"),
+    ("train_nce_loss", "val_nce_loss", "val_nce_temperature"),
+    ("train_loss", "val_loss", "val_wer, val_cer, learning_rate"),
+    ("NMAE/Train", "NMAE/Validation", "MSE/Validation, MSE_EXP/Validation, MSE_forecast_horizon_0/Validation"),
+    ("loss", "val_loss", "val_NED, val_accuracy"),
+    ("train_loss, train_reg_loss, train_loss_0", "valid_loss", "valid_reg_loss, valid_loss_0, valid_loss_1"),
+    ("train/loss, train/si_loss, train/ms_loss", "val/loss", "val/si_loss, val_metrics/a5"),
+    ("train_cross_entropy, train_accuracy", "val_cross_entropy", "val_accuracy"),
+    ("train_neg_cos_sim, train_class_loss", "val_neg_cos_sim", "val_acc1"),
+    ("train/loss, train/loss_epoch", "val/loss", "val/fape, val/distogram, val/lddt_ca"),
+    ("train/loss, train/top_5_accuracy", "val/loss", "val/base_loss, val/semantic_loss"),
+    ("loss/train, sub_loss/train_dur_loss", "loss/val", "sub_loss/val_dur_loss, sub_loss/val_prior_loss"),
+    ("train_loss, train_energy_MAE", "val_loss", "val_energy_MAE, val_forces_MAE"),
+    ("trainer/loss", "val/loss", "val/accuracy, val/loss_ema"),
+    ("train_loss", "valid_loss", "ptl/val_loss"),
+    ("train_loss, elbo_train, kl_local_train", "validation_loss", "elbo_validation, kl_local_validation, kl_weight"),
+    ("loss/train, loss_0/train, error_t_lig/train", "loss/val", "loss_0/val, error_t_lig/val, kl_prior/val"),
+    ("train/aeloss, train/total_loss, train/nll_loss", "val/aeloss", "val/rec_loss, val/d_weight"),
+    ("train_CELoss", "valid_CELoss", "pep_precision, aa_precision"),
+    ("train_weighted_mse_loss", "val_weighted_mse_loss", "val_weighted_mse/2t"),
+    ("train_loss_step/weighted_sum", "val_loss_epoch/weighted_sum", "val_metric_epoch/energy_mae"),
+    ("loss, Reconstruction_Loss, KLD", "val_loss", "val_Reconstruction_Loss, val_KLD"),
 ]
 
 
@@ -149,6 +174,11 @@ NOT_FOUND = [
     ("train_loss", "val", "the word is missing"),
     ("train", "epoch", "no quantity at all"),
     ("", "val_total, val_mean", "words that tell nothing, and not the key's"),
+    ("train_loss", "val_loss_1, val_loss_2", "they differ in a number"),
+    ("train_loss", "val/loss/0, val/loss/1, val_acc", "they differ in a number"),
+    ("train_loss", "val_loss_0.1, val_loss_0.5, val_loss_0.9", "quantiles"),
+    ("train_loss, train_bpd_1", "val_bpd_1", "training logs another value as its name"),
+    ("train_bpd_1", "val_bpd_1, val_bpd_2", "a number tells nothing of a partner either"),
 ]
 
 
@@ -183,7 +213,7 @@ class Objective(Named):
     """Training returns its loss; how it is logged as ``train_objective`` is up to ``log_partner``."""
 
     def __init__(self):
-        super().__init__(right="val_objective", wrong="val_loss")
+        super().__init__(right="val_objective", wrong="val_objective_of_another")
 
     def training_step(self, batch, batch_idx):
         loss = self.log_partner(self.loss(batch), batch_idx)
@@ -196,7 +226,7 @@ class Objective(Named):
 
 
 def detached(self, loss, batch_idx):
-    self.log_dict({"train_objective": loss.detach(), "train_loss": loss * 1})
+    self.log_dict({"train_objective": loss.detach(), "train_objective_of_another": loss * 1})
     return loss
 
 
@@ -257,22 +287,22 @@ def test_a_copy_of_the_loss_tells_no_partner(copy):
             return loss
 
     model = Model()
-    model.right, model.wrong = model.wrong, model.right
-    fit(model, loader(), loader(**VAL))
-    assert_right_curves(model)
+    with pytest.warns(UserWarning, match="^Model: no step of a validation gave a loss"):
+        fit(model, loader(), loader(**VAL))
+    assert list(model.epoch_history) == ["loss"]
 
 
 def test_the_partner_is_that_of_the_fit():
-    model = Named("train_bpd", "val_bpd", "val_loss")
+    model = Named("train_bpd", "val_bpd", "val_nll")
     fit(model, loader(), loader(**VAL), max_epochs=1)
-    model.train_names, model.right, model.wrong = ["train_nll"], ["val_nll"], ["val_bpd", "val_loss"]
+    model.train_names, model.right, model.wrong = ["train_nll"], ["val_nll"], ["val_bpd"]
     fit(model, loader(), loader(**VAL), max_epochs=1)
     first, second = model.val_steps[:3], model.val_steps[3:]
     assert model.epoch_history["val_loss"] == close([*epoch_means(first), *epoch_means(second)])
 
 
 class Partners(Reference):
-    """Keeps account through a resume; validation logs another value as ``val_loss``."""
+    """Keeps account through a resume; validation logs its loss under the partner alone."""
 
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
@@ -281,7 +311,7 @@ class Partners(Reference):
 
     def validation_step(self, batch, batch_idx):
         self.log("val_objective", super().validation_step(batch, batch_idx))
-        self.log("val_loss", WRONG)
+        self.log("val_other", WRONG)
 
 
 class TrackedPartners(EpochLossMixin, Partners):
@@ -314,7 +344,7 @@ def test_each_key_has_its_partner():
 
         def validation_step(self, batch, batch_idx):
             loss = super().validation_step(batch, batch_idx)
-            self.log_dict({"val_kl": WRONG, "val_loss": 2 * WRONG, "val_divergence": loss * 2, "val_elbo": loss})
+            self.log_dict({"val_other": WRONG, "val_divergence": loss * 2, "val_elbo": loss})
 
     model = Vae()
     fit(model, loader(), loader(**VAL))
@@ -328,6 +358,174 @@ def test_each_key_has_its_partner():
     }
 
 
+class WarmUp(EpochLossMixin, Net):
+    """The loss has a second term from the second epoch on; it is logged as a number, its first term as a tensor."""
+
+    def training_step(self, batch, batch_idx):
+        reconstruction = self.loss(batch)
+        loss = reconstruction + 10 if self.current_epoch else reconstruction
+        self.log("train_rec", reconstruction)
+        self.log("train_loss", loss.item())
+        self.steps.append((self.current_epoch, loss.item(), len(batch[0])))
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_rec", self.loss(batch))
+        self.log("val_loss", self.loss(batch) + 10)
+        if not self.trainer.sanity_checking:
+            self.val_steps.append((self.current_epoch, (self.loss(batch) + 10).item(), len(batch[0])))
+
+
+def test_a_loss_that_is_its_first_term_in_a_warm_up_is_the_one_that_is_called_loss(recwarn):
+    model = WarmUp()
+    runner = fit(model, loader(), loader(**VAL), max_epochs=3)
+    assert_right_curves(model)
+    assert model.epoch_history["val_loss"][-1] == pytest.approx(runner.callback_metrics["val_loss"].item())
+    assert messages(recwarn, "WarmUp") == []
+
+
+class WarmUpUnderOtherNames(WarmUp):
+    """As above, but validation logs the loss as nothing that has the word."""
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_rec", self.loss(batch))
+        Net.validation_step(self, batch, batch_idx)
+
+
+def test_a_partner_ends_with_the_first_step_that_does_not_confirm_it(tmp_path):
+    model, path = WarmUpUnderOtherNames(), tmp_path / "last.ckpt"
+    with pytest.warns(UserWarning, match="^WarmUpUnderOtherNames: no step of a validation gave a loss"):
+        fit(model, loader(), loader(**VAL), max_epochs=2).save_checkpoint(path)
+    assert model.epoch_history["val_loss"] == close(epoch_means(model.val_steps)[:1])  # that of the warm-up
+    resumed = WarmUpUnderOtherNames()
+
+    def warm_up_again(batch, batch_idx):  # what the name was in between is not forgotten
+        loss = resumed.loss(batch)
+        resumed.log("train_rec", loss)
+        return loss
+
+    resumed.training_step = warm_up_again
+    with pytest.warns(UserWarning, match="^WarmUpUnderOtherNames: no step of a validation gave a loss"):
+        trainer(max_epochs=4).fit(resumed, loader(), loader(**VAL), ckpt_path=path)
+    assert len(resumed.epoch_losses) == 4
+    assert resumed.epoch_history["val_loss"] == model.epoch_history["val_loss"]
+
+
+@pytest.mark.parametrize("names", ["val_loss_1, val_loss_2", "val/loss/0, val/loss/1", "val_loss_0.1, val_loss_0.9"])
+def test_a_returned_value_counts_where_names_differ_in_a_number(names, recwarn):
+    class Model(Named):
+        def validation_step(self, batch, batch_idx):
+            for name in split(names):
+                self.log(name, WRONG)
+            return Net.validation_step(self, batch, batch_idx)
+
+    model = Model("train_loss")
+    fit(model, loader(), loader(**VAL))
+    assert_right_curves(model)
+    assert messages(recwarn, "Model") == []
+
+
+def test_a_returned_value_counts_in_manual_optimization_too(recwarn):
+    class Manual(EpochLossMixin, Net):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            self.log("loss_1", WRONG)
+            self.log("loss_2", 2 * WRONG)
+            return self.noted_loss(batch)
+
+    model = Manual()
+    fit(model)
+    assert model.epoch_history == {"loss": close(epoch_means(model.steps))}
+    assert messages(recwarn, "Manual") == []
+
+
+def test_names_that_differ_in_a_number_are_told_with_keys_that_record_them(recwarn):
+    class Manual(EpochLossMixin, Net):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            loss = self.noted_loss(batch)
+            self.log("loss_1", loss)
+            self.log("loss_2", 2 * loss)
+
+    fit(Manual())
+    (message,) = messages(recwarn, "Manual")
+    assert "a number does not tell which of 'loss_1', 'loss_2' is the loss" in message
+    assert '(record them with epoch_loss_keys = ("loss_1", "loss_2"))' in message
+    model = type("Model", (Manual,), {"epoch_loss_keys": ("loss_1", "loss_2")})()
+    fit(model)
+    first = epoch_means(model.steps)
+    assert model.epoch_history == {"loss_1": close(first), "loss_2": close([2 * loss for loss in first])}
+    assert model.epoch_losses is model.epoch_history["loss_1"]
+    assert messages(recwarn, "Model") == []
+
+
+def test_losses_of_each_dataloader_that_the_end_of_validation_logs_are_told(recwarn):
+    class Model(EpochLossMixin, Net):
+        def validation_step(self, batch, batch_idx, dataloader_idx):
+            pass
+
+        def on_validation_epoch_end(self):
+            self.log("val_loss_0", 1.0)
+            self.log("val_loss_1", 2.0)
+
+    fit(Model(), loader(), [loader(6), loader(6)])
+    (message,) = messages(recwarn, "Model")
+    assert 'record them with epoch_loss_keys = ("loss", "loss_0", "loss_1")' in message
+    hinted = type("Hinted", (Model,), {"epoch_loss_keys": ("loss", "loss_0", "loss_1")})()
+    fit(hinted, loader(), [loader(6), loader(6)])
+    assert (hinted.epoch_history["val_loss_0"], hinted.epoch_history["val_loss_1"]) == ([1.0, 1.0], [2.0, 2.0])
+    assert messages(recwarn, "Hinted") == []
+
+
+def test_one_numbered_name_counts(recwarn):
+    class Model(EpochLossMixin, Net):
+        def validation_step(self, batch, batch_idx, dataloader_idx):
+            self.log(f"val_loss_{dataloader_idx}", Net.validation_step(self, batch, batch_idx))
+
+    model = Model()
+    fit(model, loader(), [loader(6), loader(9)])
+    assert model.epoch_history["val_loss"] == close(epoch_means(model.val_steps))
+    assert messages(recwarn, "Model") == []
+
+
+@pytest.mark.parametrize(("other", "warned"), [(lambda loss: loss * 2, 1), (lambda loss: loss.clone(), 0)])
+def test_another_name_that_is_as_close_is_told_if_its_value_differs(other, warned, recwarn):
+    class Model(EpochLossMixin, Net):
+        def validation_step(self, batch, batch_idx):
+            loss = super().validation_step(batch, batch_idx)
+            self.log_dict({"val_loss_total": loss, "val_loss_mean": other(loss)})
+
+    model = Model()
+    fit(model, loader(), loader(**VAL))
+    assert_right_curves(model)
+    found = messages(recwarn, "Model")
+    assert len(found) == warned
+    assert all("'val_loss' is what it gives as 'val_loss_total', though 'val_loss_mean' is" in text for text in found)
+    assert all('self.log("val_loss", ...)' in text for text in found)
+
+
+@pytest.mark.parametrize(
+    ("train", "logged_as", "warned"),
+    [("train_loss", "val_acc", 1), ("train_acc", "val_acc", 0), ("", "val_lossy", 0), ("", "vloss", 0)],
+)
+@pytest.mark.parametrize("convert", [lambda loss: loss, lambda loss: loss.item()], ids=["tensor", "number"])
+def test_a_bare_value_that_is_logged_under_another_name_counts_and_is_told(train, logged_as, warned, convert, recwarn):
+    class Model(Named):
+        def validation_step(self, batch, batch_idx):
+            value = convert(Net.validation_step(self, batch, batch_idx))
+            self.log(logged_as, value)
+            return value
+
+    model = Model(train)
+    fit(model, loader(), loader(**VAL), max_epochs=2)
+    assert_right_curves(model)
+    found = messages(recwarn, "Model")
+    assert len(found) == warned
+    assert all(f"'val_loss' is the value that it returns and logs as {logged_as!r}; if" in text for text in found)
+
+
 # As above, but what validation returns.
 ENTRIES = [
     ("", "loss", "val_loss, total_loss"),
@@ -336,7 +534,8 @@ ENTRIES = [
     ("", "val_loss_step", "val_acc_step"),
     ("", "valid/loss", "train/loss, test/loss"),
     ("", "avg_loss", "preds"),
-    ("train_objective", "objective", "val_loss, total_loss"),
+    ("train_objective", "objective", "preds"),
+    ("train_objective", "val_loss", "objective, total_loss"),
     ("train_objective", "loss", "val_objective, val_loss"),
 ]
 

@@ -181,7 +181,7 @@ def test_rows_and_picture_after_the_losses_alone_were_cleared_have_no_validation
     fit(model, loader(), loader(), max_epochs=3, check_val_every_n_epoch=3)
     assert_rows(model.epoch_records(), expected_records(model))
     (curve,) = [line for line in model.plot_epoch_losses()[1].lines if line.get_label() == "loss (val)"]
-    assert list(curve.get_xdata()) == [2]
+    assert list(curve.get_xdata()) == [3]
 
 
 def test_rows_after_going_back_to_an_earlier_checkpoint(tmp_path):

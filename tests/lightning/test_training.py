@@ -142,9 +142,8 @@ def test_training_goes_on_where_a_loss_cannot_be_recorded(key, output, recwarn):
     fit(model)
     assert len(model.steps) == 10
     assert model.epoch_history[key] == pytest.approx([math.nan] * 2, nan_ok=True)
-    unread, nan = messages(recwarn, "Model")
+    (unread,) = messages(recwarn, "Model")
     assert unread.startswith(f"Model.training_step: no {key!r} is recorded")
-    assert nan.startswith("Model: no step of epoch 0 gave a loss")
 
 
 def test_manual_optimization_without_an_output_is_nan_with_one_warning(recwarn):
@@ -418,9 +417,9 @@ def test_a_misspelt_key_is_warned_of_with_the_keys_that_were_there(recwarn):
     model = Vae()
     fit(model)
     assert model.epoch_losses == close(epoch_means(model.steps))
-    misspelt, nan = messages(recwarn, "Vae")
+    (misspelt,) = messages(recwarn, "Vae")
     assert "'kl'" in misspelt and "'loss', 'kld', 'rec'" in misspelt
-    assert "'kl'" in nan
+    assert 'epoch_loss_keys = ("loss", "kld")' in misspelt
 
 
 @pytest.mark.parametrize(

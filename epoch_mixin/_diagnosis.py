@@ -1,0 +1,193 @@
+"""Why a loss is missing, or may not be the one that the user means: all warnings about what is recorded.
+
+Recording, ending and writing tell a `Diagnosis` what happened, and hold no sentence. It notes what the steps that did
+not give a key returned and logged, and warns once for each key and stage: in training at the first such step, or at the
+end of the epoch where a later step or a validation may still give the key; in validation at its end.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+from epoch_mixin._history import History
+from epoch_mixin._losses import Doubt, Missing, StepLosses, entries_of
+from epoch_mixin._run import STEP, Stage, Totals, given_keys
+from epoch_mixin._settings import as_code
+from epoch_mixin._unrecorded import Unrecorded
+from epoch_mixin._values import Value
+from epoch_mixin._warn import warn
+from epoch_mixin._weights import BatchSize
+
+_ALL_ZERO = "the weights of its steps are all 0; `epoch_loss_weight` or `batch_size=` must be more for some of them"
+
+
+class Diagnosis:
+    """Tells a user what is missing and what is in doubt.
+
+    Args:
+        owner: the name of the module's class.
+        history: the history that is written.
+    """
+
+    def __init__(self, owner: str, history: History) -> None:
+        self.owner, self.history = owner, history
+        self._said: set[Any] = set()
+        self._unrecorded = {"train": Unrecorded(), "val": Unrecorded()}
+        # How many batches the fit had had when the open training epoch began, or was resumed.
+        self._batches_before: Any = None
+        self._has_validated = False
+
+    def epoch_begins(self, stage: str) -> None:
+        """Forget the steps of the last epoch."""
+        self._unrecorded[stage] = Unrecorded()
+
+    def training_begins(self, batches: Any) -> None:
+        """Note how many batches the fit has had."""
+        self._batches_before = batches
+
+    def step(self, stage: Stage, found: StepLosses, output: Any, logged: list[Value]) -> None:
+        """Note the keys that a step did not give. Tell those of training that neither a later step may give."""
+        for doubt in found.doubts:
+            self._tell_doubt(stage, doubt)
+        for missing in found.missing:
+            self._unrecorded[stage.name].add(stage, missing, output, logged)
+            if stage.name == "train" and self._is_final(missing, stage, output, found):
+                self._tell_missing(stage, missing.key)
+
+    def end_of_validation(self, val: Stage, found: StepLosses, logged: list[Value]) -> None:
+        """Note what ``on_validation_epoch_end`` logged where the steps had not given every key."""
+        for doubt in found.doubts:
+            self._tell_doubt(val, doubt)
+        for missing in found.missing:
+            self._unrecorded["val"].add_end(missing, logged)
+
+    def training_written(self, train: Stage, totals: Totals, nan_keys: list[str], batches: Any, resumed: bool) -> None:
+        """Tell the keys of which a written training epoch has no loss.
+
+        Args:
+            train: the stage.
+            totals: the sums of the epoch, over all ranks.
+            nan_keys: the keys whose mean is NaN for want of a loss.
+            batches: how many batches the fit has had.
+            resumed: whether Lightning had had batches of this epoch before a resume.
+        """
+        unrecorded, nothing_to_do = self._unrecorded["train"], resumed and batches == self._batches_before
+        self._tell_nan([key for key in nan_keys if key in totals], _ALL_ZERO)
+        missing = [key for key in nan_keys if key not in totals and ("missing", "train", key) not in self._said]
+        if totals:
+            for key in missing:
+                if key in unrecorded.returned and (
+                    key in self.history.given or not self._validation_may_give(key, train)
+                ):
+                    self._tell_missing(train, key)
+        elif missing and (unrecorded.returned or not nothing_to_do):
+            what = self._text(train, missing, given=()) if unrecorded.returned else "was not called"
+            how = f'did the step return it, or self.log("train_{missing[0]}", ...) it?'
+            self._tell_nan(missing, f"it {what}; {how}")
+
+    def validation_ended(self, val: Stage, totals: Totals) -> None:
+        """Tell the keys of which a validation has no loss, neither of its steps nor of its end."""
+        unrecorded, given, self._has_validated = self._unrecorded["val"], given_keys(totals), True
+        in_fit, start = val.run.trainer is not None, ": no step of a validation gave a loss: "
+        if totals and not any(weight for _, weight in totals.values()):
+            self._say("validation", start + _ALL_ZERO)
+        elif not given and (unrecorded.numbered or (in_fit and unrecorded.returned)):
+            how = f'return the loss, or self.log("val_{val.keys[0]}", ...)'
+            self._say("validation", f"{start}{STEP['val']} {self._text(val, [*val.keys], given)}; {how}")
+        elif in_fit:
+            given_in_training = self.history.given | given_keys(val.run.train.means)
+            for key in unrecorded.returned:
+                if key not in given | given_in_training:
+                    self._tell_missing(val, key, given)
+
+    def size_in_doubt(self, stage: Stage, size: BatchSize) -> None:
+        """Tell that a step counts by a size that its batch does not tell for certain."""
+        what = f"found no tensor in a {size.kind} that tells the batch size, so its steps count 1"
+        if size.tensors:
+            sizes = ", ".join(map(str, size.tensors[:9]))
+            what = f"the tensors of its batch disagree about the batch size: {sizes}. The first counts"
+        how = "override `epoch_loss_weight`, or say `self.log(..., batch_size=...)` in the step"
+        self._say(("size", stage.name), f".{STEP[stage.name]}: {what}; {how}")
+
+    def losses_not_in_checkpoint(self, missing: int, count: int) -> None:
+        """Tell that a resume finds fewer epochs in the history than Lightning has trained."""
+        how = "`epoch_history.clear()` leaves them out"
+        self._say("resume", f": the checkpoint holds no loss of the last {missing} of {count} epochs: nan; {how}")
+
+    def list_not_saved(self, name: Any) -> None:
+        """Tell that a checkpoint leaves out something that a user has put into the history."""
+        self._say(("save", str(name)), f".epoch_history[{name!r}] is not saved, for it is no list of numbers")
+
+    def weight_was_wrong(self) -> None:
+        """Tell that a checkpoint was saved in an epoch that had a wrong weight."""
+        what = "had returned a negative number, NaN or infinity when the checkpoint was saved"
+        self._say("weight", f".epoch_loss_weight {what}, so the mean of the epoch that it cuts is nan")
+
+    def _is_final(self, missing: Missing, train: Stage, output: Any, found: StepLosses) -> bool:
+        """Whether a step of training did not give a key, and neither a later one nor a validation may."""
+        key, entries = missing.key, entries_of(output) or {}
+        if missing.rejected or missing.numbered:
+            return True
+        # Lightning skips a step that returns None; None for a key says the same of that loss.
+        if (output is None and not found.losses) or any(
+            name in entries and entries[name] is None for name in train.keys
+        ):
+            return False
+        may_come = key in train.means or key in self.history.given or self._validation_may_give(key, train)
+        return not (found.losses and may_come)
+
+    def _validation_may_give(self, key: str, train: Stage) -> bool:
+        trainer = train.run.trainer
+        is_to_come = trainer is not None and trainer.enable_validation and not self._has_validated
+        return "val_" + key in self.history.means or (is_to_come and not self.history.val_epochs)
+
+    def _tell_missing(self, stage: Stage, key: str, given: Collection[str] = ()) -> None:
+        step = STEP[stage.name]
+        what = f"{key!r} is in epoch_loss_keys, but {step} {self._text(stage, [key], given)}"
+        name = ("train_" if stage.name == "train" else "val_") + key
+        how = f'return it as "{key}", or self.log("{name}", ...)'
+        self._say(("missing", stage.name, key), f".{step}: no {key!r} is recorded for this step: {what}; {how}")
+
+    def _tell_nan(self, keys: list[str], why: str) -> None:
+        told = [key for key in keys if self._is_new(("missing", "train", key))]
+        if told:
+            names, epoch = ", ".join(map(repr, told)), self.history.count - 1
+            self._warn(f": no step of epoch {epoch} gave a loss for {names}, so its mean is nan: {why}")
+
+    def _tell_doubt(self, stage: Stage, doubt: Doubt) -> None:
+        curve = doubt.key if stage.name == "train" else "val_" + doubt.key
+        closest = ("train_" if stage.name == "train" else "val_") + doubt.key
+        others = ", ".join(map(repr, doubt.others))
+        if not doubt.name:
+            what = f"{curve!r} is the value that it returns and logs as {others}"
+            how = f'if that is not the loss, log the loss: self.log("{closest}", ...)'
+        else:
+            what = f"{curve!r} is what it gives as {doubt.name!r}, though {others} is as close and has another value"
+            how = f'to choose, self.log("{closest}", ...), or return {{"{doubt.key}": ...}}'
+        self._say(("doubt", stage.name, doubt.key), f".{STEP[stage.name]}: {what}; {how}")
+
+    def _text(self, stage: Stage, missing: list[str], given: Collection[str]) -> str:
+        """What the steps that did not give some keys returned and logged, and the keys that would record it."""
+        unrecorded = self._unrecorded[stage.name]
+        works = [key for key in stage.keys if key in given or self._works(key, stage)]
+        others = unrecorded.keys_like(missing, stage)
+        if not others:
+            return unrecorded.text(missing[0])
+        them = "it" if len(others) == 1 else "them"
+        return f"{unrecorded.text(missing[0])} (record {them} with epoch_loss_keys = {as_code((*works, *others))})"
+
+    def _works(self, key: str, stage: Stage) -> bool:
+        """Whether training or validation has given a key."""
+        in_history = key in self.history.given or "val_" + key in self.history.means
+        return in_history or key in given_keys([*stage.run.train.means, *stage.run.val.means])
+
+    def _say(self, topic: Any, message: str) -> None:
+        if self._is_new(topic):
+            self._warn(message)
+
+    def _is_new(self, topic: Any) -> bool:
+        is_new = topic not in self._said
+        self._said.add(topic)
+        return is_new
+
+    def _warn(self, message: str) -> None:
+        warn(f"{self.owner}{message}")

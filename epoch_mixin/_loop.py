@@ -1,0 +1,195 @@
+"""The life of an epoch in Lightning's loops, and in loops without a Trainer.
+
+An epoch *begins* with Lightning's start hook and takes the losses of its steps. It *ends* on this rank with the end
+hook, ahead of the user's own, and is *written to the history* where all ranks synchronize: at the end of a training
+epoch, and of a validation if no rank can be elsewhere. Without a Trainer, the hooks that the user calls do the same.
+
+**A resume.** What a checkpoint brings is where the sums begin. Then Lightning goes on in one of three ways, and the
+number of the epoch in the checkpoint, its mark, tells which. See `_resume`.
+
+1. In the epoch that was open: it stays open, and its sums go on.
+2. Behind the epoch that was open, if all its batches were done: Lightning does not call its end hook, so we end it.
+3. Under ``max_steps``, in the epoch that had just ended: it is taken back from the history and is open again.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+from epoch_mixin._lightning import batches, is_within_epoch, trained_part
+from epoch_mixin._losses import losses_of_step
+from epoch_mixin._ranks import all_validate_together, combined, gather, ranks_of
+from epoch_mixin._recorder import run_of_call, stage_of_call
+from epoch_mixin._run import Run, RunState, Stage, Totals, added, given_keys
+from epoch_mixin._settings import check_keys, check_sums
+from epoch_mixin._values import Value
+
+
+class EndedValidation(NamedTuple):
+    """A validation of which the steps are over, while the user's ``on_validation_epoch_end`` runs.
+
+    Attributes:
+        stage: the stage.
+        logged: what that hook logs.
+        totals: the sums of the steps, over all ranks if they have synchronized.
+        missing: the keys of which no step gave a loss.
+    """
+
+    stage: Stage
+    logged: list[Value]
+    totals: Totals
+    missing: set[str]
+
+
+def open_epoch(module: Any, stage: Stage) -> None:
+    """Open an epoch in place of one that may be open."""
+    check_keys(module.epoch_loss_keys, type(module).__name__)
+    weight_is_default = getattr(module.epoch_loss_weight, "is_default", False)
+    stage.begin(module.epoch_loss_keys, _mark(stage), weight_is_default)
+    module._epoch_recorder.diagnosis.epoch_begins(stage.name)
+
+
+def _mark(stage: Stage) -> Any:
+    """What tells an epoch from the next: its number; of a validation, the number of batches trained before."""
+    trainer = stage.run.trainer
+    if trainer is None:
+        return None
+    return trainer.current_epoch if stage.name == "train" else batches(trainer)
+
+
+def begin(module: Any, name: str, *_: Any) -> None:
+    """Begin an epoch, unless it is already open, restored from a checkpoint."""
+    stage = stage_of_call(module, name)
+    if stage is None:
+        return
+    if stage.run.trainer is None:
+        open_epoch(module, stage)
+        return
+    if stage.name == "train":
+        module._epoch_recorder.diagnosis.training_begins(batches(stage.run.trainer))
+        if stage.run.resumes:
+            _resume(module, stage)
+    if stage.is_open and stage.mark != _mark(stage):
+        end(module, stage)  # the second way of a resume; or a validation that was cut off
+    if not stage.is_open:
+        open_epoch(module, stage)
+
+
+def _resume(module: Any, train: Stage) -> None:
+    """Go on from a checkpoint, in one of the three ways that are told above."""
+    recorder, history, current = module._epoch_recorder, module._epoch_recorder.history, _mark(train)
+    train.run.resumes = False
+    goes_on_behind = train.is_open and train.mark != current
+    takes_back = not train.is_open and train.last["mark"] == current
+    if takes_back:
+        sums = train.last["totals"]
+        history.resize({*module.epoch_loss_keys, *sums}, history.count - 1)
+        open_epoch(module, train)
+        train.resumed = sums
+    # Epochs have ended without being written where a signal handler has saved between the two.
+    index = (train.mark if train.is_open and train.mark is not None else current) - len(train.ended)
+    missing = index - history.count
+    if missing > 0:
+        history.resize(module.epoch_loss_keys, index)
+        recorder.diagnosis.losses_not_in_checkpoint(missing, index)
+    if goes_on_behind:
+        end(module, train)
+
+
+def end_resumed(module: Any, *_: Any) -> None:
+    """End a restored epoch if Lightning found nothing left to do, so that it ran no end hook."""
+    fit: Run = module._epoch_recorder.fit
+    if run_of_call(module) is fit and fit.train.resumed:
+        end(module, fit.train)
+
+
+def end_training(module: Any, name: str, *_: Any) -> None:
+    """End a training epoch, ahead of the user's hook, which finds its mean in the history."""
+    train = stage_of_call(module, name)
+    # In a fit this hook may be called twice, by Lightning and by a callback. A loop need not open its epochs.
+    if train is not None and (train.is_open or train.run.trainer is None):
+        end(module, train)
+
+
+def end_validation(module: Any, name: str, *_: Any) -> EndedValidation | None:
+    """End a validation, ahead of the user's hook, which finds the mean of its steps in the history."""
+    val = stage_of_call(module, name)
+    if val is None or not val.is_open:
+        return None
+    state = end(module, val)
+    keys, totals = state["keys"] if state else val.keys, val.last["totals"]
+    return EndedValidation(val, [], totals, {*keys} - given_keys(totals))
+
+
+def add_logged_at_end(module: Any, ended: EndedValidation | None) -> None:
+    """Where no step gave a loss, take the one that the user's hook logged, as in Lightning's 2.0 migration guide.
+
+    It counts like a validation of one step on each rank.
+    """
+    if ended is None:
+        return
+    val, totals, diagnosis = ended.stage, ended.totals, module._epoch_recorder.diagnosis
+    if ended.missing:
+        found = losses_of_step(val, None, ended.logged)
+        diagnosis.end_of_validation(val, found, ended.logged)
+        val.begin(val.keys, val.mark)
+        for key, loss in {each.key: each.loss for each in found.losses if each.key in ended.missing}.items():
+            val.add(key, loss, 1.0)
+        end(module, val)
+        totals = added([totals, val.last["totals"]])
+    if not val.ended:
+        diagnosis.validation_ended(val, totals)
+    elif ended.missing:  # not written yet: what the steps gave and what the hook logged are one validation
+        val.ended[-2:] = [added(val.ended[-2:])]
+
+
+def end(module: Any, stage: Stage) -> RunState | None:
+    """End an epoch on this rank. If all ranks synchronize here, write it, and return what `synchronize` returns."""
+    run, in_training = stage.run, stage.name == "train"
+    if in_training and run.val.is_open:
+        end(module, run.val)  # without a Trainer, nobody need call the end hook of a validation
+    stage.end(ranks_of(run.trainer).is_first)
+    if in_training:
+        state = synchronize(module, run)
+        for totals in state["ended"]["val"]:
+            module._epoch_recorder.diagnosis.validation_ended(run.val, totals)
+        return state
+    return synchronize(module, run, part=_trained_part(run)) if all_validate_together(module, run.trainer) else None
+
+
+def synchronize(module: Any, run: Run, with_open: bool = False, part: float = math.nan) -> RunState:
+    """Combine what all ranks have ended, and write it to the history.
+
+    Args:
+        module: the module.
+        run: the run.
+        with_open: whether to combine the open epochs, too.
+        part: which part of the training epoch had been trained, if a validation ends here.
+
+    Returns:
+        The state of all ranks together; the ended epochs in it are now written.
+    """
+    ranks = ranks_of(run.trainer)
+    state = combined(gather(run.trainer, run.state(ranks.is_first, with_open)), ranks.share)
+    run.val.ended, run.train.ended = [], []
+    for stage in (run.val, run.train):
+        for totals in state["ended"][stage.name]:
+            stage.last["totals"] = totals
+            _write(module, stage, totals, part)
+    return {**state, "last": run.train.last}
+
+
+def _write(module: Any, stage: Stage, totals: Totals, part: float) -> None:
+    """Write an epoch to the history."""
+    recorder, trainer = module._epoch_recorder, stage.run.trainer
+    check_sums(totals, recorder.owner, recorder.history.count)
+    nan_keys = recorder.history.write(stage.name, totals, module.epoch_loss_keys, part)
+    if stage.name == "train":
+        had_batches = trainer is not None and is_within_epoch(trainer)
+        recorder.diagnosis.training_written(stage, totals, nan_keys, trainer and batches(trainer), had_batches)
+
+
+def _trained_part(run: Run) -> float:
+    """Which part of the open training epoch has been trained, from 0 to 1; NaN if that is not known."""
+    if run.trainer is not None:
+        return trained_part(run.trainer)
+    return math.nan if run.train.means else 0.0
