@@ -13,31 +13,27 @@ number of the epoch in the checkpoint, its mark, tells which. See `_resume`.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 from epoch_mixin._lightning import batches, is_within_epoch, trained_part
-from epoch_mixin._losses import losses_of_step
+from epoch_mixin._losses import Logged, losses_of_step
 from epoch_mixin._ranks import all_validate_together, combined, gather, ranks_of
 from epoch_mixin._recorder import run_of_call, stage_of_call
 from epoch_mixin._run import Run, RunState, Stage, Totals, added, given_keys
 from epoch_mixin._settings import check_keys, check_sums
-from epoch_mixin._values import Value
 
 
-class EndedValidation(NamedTuple):
-    """A validation of which the steps are over, while the user's ``on_validation_epoch_end`` runs.
+class EndedValidation(Logged):
+    """A validation whose steps are over, and what the user's ``on_validation_epoch_end`` logs.
 
     Attributes:
-        stage: the stage.
-        logged: what that hook logs.
         totals: the sums of the steps, over all ranks if they have synchronized.
         missing: the keys of which no step gave a loss.
     """
 
-    stage: Stage
-    logged: list[Value]
-    totals: Totals
-    missing: set[str]
+    def __init__(self, stage: Stage, totals: Totals, missing: set[str]) -> None:
+        super().__init__()
+        self.stage, self.totals, self.missing = stage, totals, missing
 
 
 def open_epoch(module: Any, stage: Stage) -> None:
@@ -117,7 +113,7 @@ def end_validation(module: Any, name: str, *_: Any) -> EndedValidation | None:
         return None
     state = end(module, val)
     keys, totals = state["keys"] if state else val.keys, val.last["totals"]
-    return EndedValidation(val, [], totals, {*keys} - given_keys(totals))
+    return EndedValidation(val, totals, {*keys} - given_keys(totals))
 
 
 def add_logged_at_end(module: Any, ended: EndedValidation | None) -> None:
@@ -129,8 +125,8 @@ def add_logged_at_end(module: Any, ended: EndedValidation | None) -> None:
         return
     val, totals, diagnosis = ended.stage, ended.totals, module._epoch_recorder.diagnosis
     if ended.missing:
-        found = losses_of_step(val, None, ended.logged)
-        diagnosis.end_of_validation(val, found, ended.logged)
+        found = losses_of_step(val, None, ended)
+        diagnosis.end_of_validation(val, found, ended)
         val.begin(val.keys, val.mark)
         for key, loss in {each.key: each.loss for each in found.losses if each.key in ended.missing}.items():
             val.add(key, loss, 1.0)

@@ -8,10 +8,9 @@ For each key, the first of these counts:
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +24,19 @@ from epoch_mixin._values import NO_PLACE, Number, Value, as_number, as_size, pla
 _MEANS = ("mean", "avg", torch.mean)
 # What is returned without a name.
 _BARE = Candidate(is_logged=False, name="", match=Match(kind=-1))
+
+
+class Logged(list[Value]):
+    """What a running step, or the end of a validation, logs.
+
+    It is no `NamedTuple`, for one is made by Python code, and a call of that in each step would cost too much.
+
+    Attributes:
+        stage: the stage that records it.
+    """
+
+    __slots__ = ("stage",)
+    stage: Stage
 
 
 class KeyLoss(NamedTuple):
@@ -82,7 +94,8 @@ def losses_of_step(stage: Stage, output: Any, logged: list[Value]) -> StepLosses
     step, in_training = _Step(stage, output, logged), stage.name == "train"
     result = StepLosses([], [], [])
     for key, (names, numbered) in step.candidates().items():
-        losses, rejected = list[Value](), ""
+        losses: list[Value] = []
+        rejected = ""
         for candidate in names:
             values = step.values(candidate)
             losses = [value for value in values if type(value.number) in (float, Tensor)]
@@ -93,13 +106,14 @@ def losses_of_step(stage: Stage, output: Any, logged: list[Value]) -> StepLosses
         if not losses:
             result.missing.append(Missing(key, rejected, numbered))
             continue
+        same = _same_tensor(losses[0], logged) if logged else []
         for loss in losses:
-            size = _own_size(loss, names, logged) if logged else None
-            result.losses.append(KeyLoss(key, cast(Number, loss.number), size))
-        if in_training and logged:
-            partners = {value.name for value in _same_tensor(losses[0], logged)}
-            stage.run.partners.add(key, {value.name: value.name in partners for value in logged})
-        others = step.others(candidate, names, losses[0]) if logged or len(names) > 1 else ()
+            size = _own_size(loss, names, same, step) if logged else None
+            result.losses.append(KeyLoss(key, loss.number, size))  # type: ignore[arg-type]  # it is a number
+        if logged and in_training:
+            names_of_loss = {value.name for value in same}
+            stage.run.partners.add(key, {name: name in names_of_loss for name in step.by_name})
+        others = step.others(candidate, names, losses[0]) if len(names) > 1 or (logged and not in_training) else ()
         if others:
             result.doubts.append(Doubt(key, candidate.name, others))
     return result
@@ -110,9 +124,9 @@ class _Step:
 
     def __init__(self, stage: Stage, output: Any, logged: list[Value]) -> None:
         self.stage, self.logged, self.output, self.entries = stage, logged, output, entries_of(output)
-        self.by_name = defaultdict[str, list[Value]](list)
+        self.by_name: dict[str, list[Value]] = {}
         for value in logged:
-            self.by_name[value.name].append(value)
+            self.by_name.setdefault(value.name, []).append(value)
 
     def candidates(self) -> dict[str, Candidates]:
         """The names that may give the loss of each key, in the order in which they count."""
@@ -129,10 +143,12 @@ class _Step:
         if candidate.is_logged:
             return self.by_name[candidate.name]
         given = self.output if self.entries is None else self.entries[candidate.name]
-        place = place_of(given) if self.logged else NO_PLACE
-        for other in self.logged if None not in place and not given.ndim else ():
-            if other.place == place and other.number is not None:  # what was just logged needs no second copy
-                return [Value(candidate.name, given, place, other.number)]
+        place = NO_PLACE
+        if self.logged:
+            place = place_of(given)
+            for other in self.logged if None not in place and not given.ndim else ():
+                if other.place == place and other.number is not None:  # what was just logged needs no second copy
+                    return [Value(candidate.name, given, place, other.number)]
         # In validation one element with dimensions is rather the prediction for a batch of one.
         return [Value(candidate.name, given, place, as_number(given, self.stage.name == "train"))]
 
@@ -147,11 +163,12 @@ class _Step:
         return tuple(other.name for other in rivals if other != chosen and _differ(loss, self.values(other)[0]))
 
 
-def _own_size(loss: Value, names: list[Candidate], logged: list[Value]) -> Number | None:
-    """The ``batch_size`` that was given with a loss, under one of its names, or with the same tensor."""
-    of_names = [value for name in names if name.is_logged for value in logged if value.name == name.name]
-    same = [loss, *of_names, *_same_tensor(loss, logged)]
-    return next((value.size for value in same if value.size is not None), None)
+def _own_size(loss: Value, names: list[Candidate], same: list[Value], step: _Step) -> Number | None:
+    """The ``batch_size`` that was given with a loss, with another of its names, or with the same tensor."""
+    if loss.size is not None:
+        return loss.size
+    of_names = [value for name in names if name.is_logged for value in step.by_name[name.name]]
+    return next((value.size for value in (*of_names, *same) if value.size is not None), None)
 
 
 def _same_tensor(loss: Value, logged: list[Value]) -> list[Value]:
@@ -176,9 +193,7 @@ def logged_values(stage: Stage, args: Any, kwargs: Any, at_end: bool) -> Iterato
     given = args[0] if args else kwargs.get("name", kwargs.get("dictionary"))
     if isinstance(given, str):
         given = {given: args[1] if len(args) > 1 else kwargs.get("value")}
-    reduction = kwargs.get("reduce_fx", "mean")
-    is_mean = (reduction.lower() if isinstance(reduction, str) else reduction) in _MEANS
-    size = as_size(kwargs["batch_size"]) if "batch_size" in kwargs and is_mean else None
+    size = as_size(kwargs["batch_size"]) if "batch_size" in kwargs and _is_mean(**kwargs) else None
     for name, value in given.items() if isinstance(given, Mapping) else ():
         means_key = bool(matches(name, stage.keys, *stage.naming()))
         if isinstance(value, Metric):
@@ -192,6 +207,10 @@ def entries_of(output: Any) -> Mapping[Any, Any] | None:
         return output if type(output) is dict else dict(output.items()) if isinstance(output, Mapping) else None
     except Exception:  # a mapping of unknown type may raise whatever it is asked
         return None
+
+
+def _is_mean(reduce_fx: Any = "mean", **_: Any) -> bool:
+    return (reduce_fx.lower() if isinstance(reduce_fx, str) else reduce_fx) in _MEANS
 
 
 def _metric_value(metric: Metric, at_end: bool) -> Any:

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from threading import get_ident
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from epoch_mixin._hooks import running
 from epoch_mixin._lightning import CURRENT_HOOK, TRAINER, current_hook, fetched_batch
 from epoch_mixin._loop import EndedValidation, open_epoch
-from epoch_mixin._losses import logged_values, losses_of_step
+from epoch_mixin._losses import Logged, logged_values, losses_of_step
 from epoch_mixin._mean import BUFFER_SIZE, ExactMean
 from epoch_mixin._recorder import stage_of_call
 from epoch_mixin._run import LOADER, STEP, Stage
@@ -24,18 +24,6 @@ __tracebackhide__ = True
 # How much a step counts: a number; or what its batch tells of its size, to be judged when the step has given a loss; or
 # nothing yet, of an iterator, which the step itself reads.
 Weight = Number | BatchSize | None
-
-
-class Step(NamedTuple):
-    """A step that runs.
-
-    Attributes:
-        stage: the stage that records it.
-        logged: what it logs.
-    """
-
-    stage: Stage
-    logged: list[Value]
 
 
 def around_step(method: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -57,19 +45,20 @@ def around_step(method: Callable[..., Any], name: str) -> Callable[..., Any]:
             running[call] = None  # within `try`: an interrupt right behind it must not leave it there
             attributes = vars(module)
             recorder = attributes.get("_epoch_recorder")
-            stage = None
+            run = None
             # If Lightning keeps its Trainer elsewhere, `_prepare` finds it.
             if recorder is not None and TRAINER in attributes:
-                trainer, fit = attributes[TRAINER], recorder.fit
+                trainer = attributes[TRAINER]
                 if trainer is None:
-                    stage = recorder.without_trainer.train if in_training else recorder.without_trainer.val
+                    run = recorder.without_trainer
                 elif (
-                    trainer is fit.trainer  # not the Trainer of a callback
+                    trainer is recorder.fit.trainer  # not the Trainer of a callback
                     and attributes.get(CURRENT_HOOK) == name  # not called by a callback
                     and str.__eq__(trainer.state.status, "running")  # not after an interrupt
                     and str.__eq__(trainer.state.fn, "fit")  # not in `validate`
                 ):
-                    stage = fit.train if in_training else fit.val  # no epoch of `val` is open in the sanity check
+                    run = recorder.fit  # be it in the sanity check, in which no epoch of validation is open
+            stage = run and (run.train if in_training else run.val)
 
             batch = args[0] if args else None
             first = batch[0] if type(batch) in (tuple, list) and batch else batch
@@ -81,8 +70,8 @@ def around_step(method: Callable[..., Any], name: str) -> Callable[..., Any]:
             if stage is None:
                 return method(module, *args, **kwargs)
 
-            logged: list[Value] = []
-            running[call] = Step(stage, logged)
+            running[call] = logged = Logged()
+            logged.stage = stage
             output = method(module, *args, **kwargs)
 
             loss: float | Tensor | None = None
@@ -110,15 +99,16 @@ def around_step(method: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 def note_log(module: Any, name: str, args: Any, kwargs: Any) -> Any:
     """Note what a running step, or the end of a validation, gives to ``self.log`` or ``self.log_dict``."""
-    call = running.get((get_ident(), id(module), "step"))
-    if not isinstance(call, (Step, EndedValidation)):
+    logged = running.get((get_ident(), id(module), "step"))
+    if not isinstance(logged, Logged):
         return NotImplemented
     # A step that optimizes manually calls hooks, and those of callbacks, which may log, too.
-    if current_hook(module) not in (None, STEP[call.stage.name], "on_validation_epoch_end"):
+    if current_hook(module) not in (None, STEP[logged.stage.name], "on_validation_epoch_end"):
         return NotImplemented
-    values = list(logged_values(call.stage, args, kwargs, at_end=isinstance(call, EndedValidation)))
-    call.logged.extend(values)
-    return None if values else NotImplemented
+    before = len(logged)
+    logged.extend(logged_values(logged.stage, args, kwargs, at_end=isinstance(logged, EndedValidation)))
+    # The `log` of a user may take other arguments, and call the one of Lightning within.
+    return None if len(logged) > before else NotImplemented
 
 
 def _prepare(module: Any, name: str, args: Any, kwargs: Any) -> tuple[Stage | None, Any, Weight]:
@@ -153,16 +143,18 @@ def _record(
     diagnosis = module._epoch_recorder.diagnosis
     source = f"{LOADER}{loader}" if stage.name == "val" and isinstance(loader, int) else ""
     found = losses_of_step(stage, output, logged)
+    size = weight if isinstance(weight, BatchSize) else None
     for key, loss, own_size in found.losses:
+        number: Any
         if own_size is not None and stage.weight_is_default:
             number = own_size
-        elif isinstance(weight, BatchSize):
-            number = _size(weight, stage, logged, diagnosis)
+        elif size is not None:
+            number = _size(size, stage, logged, diagnosis)
         else:
-            number = cast(Number, weight)
+            number = weight
         stage.add(key + source, loss, number)
     if found.losses and stage.size_is_length is None:
-        stage.size_is_length = isinstance(weight, BatchSize) and weight.agreed is not None
+        stage.size_is_length = size is not None and size.agreed is not None
         is_only_key = len(stage.keys) == 1 and "loss" in stage.means
         stage.fast_mean = stage.means["loss"] if stage.size_is_length and is_only_key else None
     if found.missing or found.doubts:
