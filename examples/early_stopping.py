@@ -1,9 +1,9 @@
-"""EarlyStopping and ModelCheckpoint, monitoring the mean loss of each epoch.
+"""EarlyStopping and ModelCheckpoint, monitoring the mean training loss and the mean validation loss of each epoch.
 
     python examples/early_stopping.py
 
-The module's own `on_train_epoch_end` already finds the epoch in `epoch_losses`. What it logs there reaches callbacks
-and schedulers in the same epoch. Validation works the same way, with `epoch_history["val_loss"][-1]`.
+The module's own end hooks already find the epoch in the history. What they log there reaches callbacks in the same
+epoch. Nothing is recorded in the sanity check.
 """
 
 import tempfile
@@ -14,7 +14,7 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, random_split
 
 from epoch_mixin import EpochLossMixin
 
@@ -28,8 +28,14 @@ class LitDigits(EpochLossMixin, pl.LightningModule):
         images, labels = batch
         return F.cross_entropy(self.linear(images), labels)
 
+    validation_step = training_step
+
     def on_train_epoch_end(self):
-        self.log("train_loss", self.epoch_losses[-1])
+        self.log("train_mean", self.epoch_losses[-1])
+
+    def on_validation_epoch_end(self):
+        if not self.trainer.sanity_checking:
+            self.log("val_mean", self.epoch_history["val_loss"][-1])
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=0.03)
@@ -38,16 +44,15 @@ class LitDigits(EpochLossMixin, pl.LightningModule):
 pl.seed_everything(0)
 images, labels = load_digits(return_X_y=True)
 digits = TensorDataset(torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels))
+train, val = random_split(digits, [1400, 397])
 
 with tempfile.TemporaryDirectory() as folder:
-    stop = EarlyStopping("train_loss", min_delta=0.01, patience=1, check_finite=True)
-    best = ModelCheckpoint(folder, monitor="train_loss", filename="{epoch}-{train_loss:.3f}")
-    trainer = pl.Trainer(
-        max_epochs=30, accelerator="cpu", callbacks=[best, stop], logger=False, enable_progress_bar=False
-    )
+    stop = EarlyStopping("train_mean", min_delta=0.01, patience=1, check_on_train_epoch_end=True)
+    best = ModelCheckpoint(folder, "{epoch}-{val_mean:.3f}", monitor="val_mean", save_on_train_epoch_end=False)
+    trainer = pl.Trainer(max_epochs=30, accelerator="cpu", callbacks=[best, stop], logger=False)
     model = LitDigits()
-    trainer.fit(model, DataLoader(digits, batch_size=32, shuffle=True))
+    trainer.fit(model, DataLoader(train, batch_size=32, shuffle=True), DataLoader(val, batch_size=128))
     kept = LitDigits.load_from_checkpoint(best.best_model_path)
 
 print("losses:", [round(loss, 3) for loss in model.epoch_losses])
-print(f"kept {Path(best.best_model_path).name}, whose last loss is {kept.epoch_losses[-1]:.3f}")
+print(f"kept {Path(best.best_model_path).name}, whose val_loss is {kept.epoch_history['val_loss'][-1]:.3f}")

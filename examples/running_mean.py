@@ -3,7 +3,8 @@
     python examples/running_mean.py
 
 Some of the images are far too bright here. The step skips a batch whose loss is three times the mean so far. It returns
-no loss for such a batch, so that the mean of the epoch does not count it.
+no loss for such a batch, so that the mean of the epoch does not count it. The progress bar shows the mean with the step
+that has just ended, so it is logged in `on_train_batch_end`.
 """
 
 import pytorch_lightning as pl
@@ -25,12 +26,13 @@ class LitDigits(EpochLossMixin, pl.LightningModule):
         images, labels = batch
         loss = F.cross_entropy(self.linear(images), labels)
 
-        mean = self.running_epoch_loss()  # of the steps before this one; NaN in the first
-        self.log("mean_loss", mean, prog_bar=True)
-        if loss > 3 * mean:
+        if loss > 3 * self.running_epoch_loss():  # of the steps before this one; NaN in the first
             self.skipped += 1
             return None
         return loss
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.log("mean_loss", self.running_epoch_loss(), prog_bar=True)
 
     def on_train_epoch_end(self):
         self.print(f"epoch {self.current_epoch}: loss {self.epoch_losses[-1]:.2f}, batches skipped: {self.skipped}")

@@ -8,7 +8,6 @@ Each recipe trains a small classifier of handwritten digits that also keeps the 
 
 import math
 import platform
-import statistics
 import tempfile
 from pathlib import Path
 
@@ -109,31 +108,18 @@ class ReadsInTheStep(LitDigits):
         return loss
 
 
-def read_in_the_step(**log):
-    """`self.log("train_loss", loss)`, then `logged_metrics["train_loss"]` in `training_step`"""
-    model = ReadsInTheStep(**log)
+def read_in_the_step():
+    """`logged_metrics["train_loss"]` in `training_step`, with `self.log(..., on_step=True, on_epoch=True)`"""
+    model = ReadsInTheStep(on_step=True, on_epoch=True)
     quiet_trainer().fit(model)
     return model.returned, exact_mean(model.steps.values()), model.epoch_losses[-1]
 
 
-def read_in_the_step_with_both():
-    """the same, with `self.log("train_loss", loss, on_step=True, on_epoch=True)`"""
-    return read_in_the_step(on_step=True, on_epoch=True)
-
-
-class AppendOutputs(pl.Callback):
-    def on_train_epoch_start(self, trainer, pl_module):
-        self.losses = []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.losses.append(outputs["loss"].item())
-
-
-def append_outputs_under_accumulation():
-    """a callback that appends `outputs["loss"]` in `on_train_batch_end`, with `accumulate_grad_batches=4`"""
-    model, callback = LitDigits(), AppendOutputs()
-    quiet_trainer(callbacks=[callback], accumulate_grad_batches=4).fit(model)
-    return statistics.fmean(callback.losses), exact_mean(model.steps.values()), model.epoch_losses[-1]
+def logged_on_epoch():
+    """`self.log("train_loss", loss, on_epoch=True)`, then `trainer.callback_metrics["train_loss"]`"""
+    model, runner = LitDigits(on_step=False, on_epoch=True), quiet_trainer()
+    runner.fit(model)
+    return runner.callback_metrics["train_loss"].item(), exact_mean(model.steps.values()), model.epoch_losses[-1]
 
 
 class Interruption(pl.Callback):
@@ -148,8 +134,8 @@ class Interruption(pl.Callback):
             raise InterruptedError
 
 
-def resumed_in_mid_epoch():
-    """`self.log("train_loss", loss, on_epoch=True)`, resumed from a checkpoint in mid-epoch"""
+def resumed(*callbacks):
+    """The model, all its steps and the Trainer of a fit that is cut off in mid-epoch and resumed."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "last.ckpt"
         interrupted = LitDigits(on_step=False, on_epoch=True)
@@ -157,10 +143,48 @@ def resumed_in_mid_epoch():
             quiet_trainer(callbacks=[Interruption(path)]).fit(interrupted)
         except InterruptedError:
             pass
-        model, runner = LitDigits(on_step=False, on_epoch=True), quiet_trainer()
+        model, runner = LitDigits(on_step=False, on_epoch=True), quiet_trainer(callbacks=list(callbacks))
         runner.fit(model, ckpt_path=path)
-    steps = {**interrupted.steps, **model.steps}
+    return model, {**interrupted.steps, **model.steps}, runner
+
+
+def resumed_in_mid_epoch():
+    """the same, resumed from a checkpoint in mid-epoch"""
+    model, steps, runner = resumed()
     return runner.callback_metrics["train_loss"].item(), exact_mean(steps.values()), model.epoch_losses[-1]
+
+
+class MeanMetricCallback(pl.Callback):
+    def __init__(self):
+        self.losses, self.metric = [], torchmetrics.MeanMetric()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.metric.update(outputs["loss"], len(batch[0]))
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.losses.append(self.metric.compute().item())
+        self.metric.reset()
+
+
+def mean_metric():
+    """a callback that updates a `MeanMetric` with `outputs["loss"]` and the batch size"""
+    model, callback = LitDigits(), MeanMetricCallback()
+    quiet_trainer(callbacks=[callback]).fit(model)
+    return callback.losses[-1], exact_mean(model.steps.values()), model.epoch_losses[-1]
+
+
+def mean_metric_resumed():
+    """the same callback, resumed from a checkpoint in mid-epoch"""
+    callback = MeanMetricCallback()
+    model, steps, _ = resumed(callback)
+    return callback.losses[-1], exact_mean(steps.values()), model.epoch_losses[-1]
+
+
+def mean_metric_under_accumulation():
+    """the same callback, with `accumulate_grad_batches=4`"""
+    model, callback = LitDigits(), MeanMetricCallback()
+    quiet_trainer(callbacks=[callback], accumulate_grad_batches=4).fit(model)
+    return callback.losses[-1], exact_mean(model.steps.values()), model.epoch_losses[-1]
 
 
 class UnequalRanks(LitDigits):
@@ -191,11 +215,15 @@ RECIPES = [
     append_logged_metrics,
     append_logged_metrics_with_both,
     read_in_the_step,
-    read_in_the_step_with_both,
-    append_outputs_under_accumulation,
+    logged_on_epoch,
     resumed_in_mid_epoch,
     two_processes,
+    mean_metric,
+    mean_metric_resumed,
+    mean_metric_under_accumulation,
 ]
+# These return the mean; in float32, and of the last epoch.
+RIGHT = [logged_on_epoch, mean_metric]
 
 
 def main():
