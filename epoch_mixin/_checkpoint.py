@@ -25,7 +25,8 @@ class Record(NamedTuple):
 
     Attributes:
         history, val_epochs, val_parts: see `History`.
-        open, ended, last: see `RunState`.
+        open, ended: see `RunState`.
+        last: the training epoch that ended last: see `Stage`.
         partners: see `Partners`.
     """
 
@@ -41,11 +42,12 @@ class Record(NamedTuple):
 def save(module: Any, name: str, args: Any, kwargs: Any) -> None:
     """Put the record into a checkpoint, with the open epochs of all ranks.
 
-    The ranks gather in a save that all of them take part in: one of which Lightning has told all ranks, or one that a
-    loop without a Trainer calls. Lightning's hooks open and end the same epochs on all ranks.
+    The ranks gather only if all of them save: when Lightning calls this hook on every rank, or when a loop without a
+    Trainer calls it. Lightning's hooks open and end the same epochs on all ranks.
     """
     recorder: Recorder = module._epoch_recorder
-    checkpoint, attached = _first_dict(args, kwargs), attached_trainer(module)
+    checkpoint = _first_dict(args, kwargs)
+    attached = attached_trainer(module)
     if _RECORD in checkpoint and attached is not None and attached.lightning_module is not module:
         return  # the module is part of another one, which has put its record there
     by_lightning = current_hook(module) == name
@@ -61,29 +63,31 @@ def save(module: Any, name: str, args: Any, kwargs: Any) -> None:
         state["ended"] = {stage: [] for stage in STAGES}  # they are in the history now
     else:
         state = run.state()
-    checkpoint[_RECORD] = _to_record(module, run, state)
+    checkpoint[_RECORD] = _plain_record(module, run, state)
 
 
 def load(module: Any, name: str, args: Any, kwargs: Any) -> None:
     """Restore the record from a checkpoint, unless a Trainer loads only the weights from it."""
-    checkpoint, run = _first_dict(args, kwargs), run_of_call(module)
-    if run is not None and _RECORD in checkpoint:
+    checkpoint = _first_dict(args, kwargs)
+    run = run_of_call(module)
+    if run is None:
+        return
+    if _RECORD in checkpoint:
         _restore(module, checkpoint[_RECORD], run)
-    if run is not None:
-        run.resumes = run.trainer is not None
+    run.is_resuming = run.trainer is not None
 
 
 def send_from_worker(module: Any, *_: Any) -> None:
     """Send the record from a worker process that Lightning has spawned or forked to the one that called ``fit``.
 
-    All that leaves such a worker is the module's ``state_dict()``, taken once after this last hook, for that process to
-    load (`strategies/launchers/multiprocessing.py`). The record travels in it, put there behind a user's own
-    ``state_dict``, which may leave out what it does not know.
+    Lightning sends only the module's ``state_dict()`` back. It calls it once, after this last hook
+    (`strategies/launchers/multiprocessing.py`). The record is added to what a user's own ``state_dict`` returns, which
+    may leave out what it does not know.
     """
     fit: Run = module._epoch_recorder.fit
     state_dict = module.state_dict
     if run_of_call(module) is fit and is_in_worker(fit.trainer):
-        record = _to_record(module, fit, fit.state())
+        record = _plain_record(module, fit, fit.state())
         vars(module)["state_dict"] = lambda *args, **kwargs: {**state_dict(*args, **kwargs), _RECORD: record}
 
 
@@ -99,8 +103,9 @@ def _first_dict(args: Any, kwargs: Any) -> Any:
     return next((given for given in (*args, *kwargs.values()) if isinstance(given, dict)), {})
 
 
-def _to_record(module: Any, run: Run, state: RunState) -> dict[str, Any]:
-    history, means = module._epoch_recorder.history, {}
+def _plain_record(module: Any, run: Run, state: RunState) -> dict[str, Any]:
+    history = module._epoch_recorder.history
+    means: dict[str, list[float]] = {}
     for name, values in history.means.items():
         try:
             means[_text(name)] = _floats(values)
@@ -113,7 +118,7 @@ def _to_record(module: Any, run: Run, state: RunState) -> dict[str, Any]:
         "val_parts": {name: list(parts) for name, parts in history.val_parts.items() if name in means},
         "open": state["open"],
         "ended": state["ended"],
-        "last": state["last"],
+        "last": run.train.last,
         "partners": {key: dict(names) for key, names in run.partners.evidence.items()},
     }
 
@@ -124,7 +129,8 @@ def _restore(module: Any, record: Any, run: Run) -> None:
     Raises:
         ValueError: the record is damaged, or of a newer version of the package; nothing is changed.
     """
-    recorder, where = module._epoch_recorder, f"checkpoint[{_RECORD!r}]"
+    recorder = module._epoch_recorder
+    where = f"checkpoint[{_RECORD!r}]"
     try:
         version = index(record.get("version", _VERSION))
         read = _read(record) if version <= _VERSION else None
@@ -135,7 +141,7 @@ def _restore(module: Any, record: Any, run: Run) -> None:
         raise ValueError(f"{recorder.owner}: {where} {what}; install a newer one")
     epochs = [*chain(*read.ended.values()), *(epoch["totals"] for epoch in (*read.open.values(), read.last))]
     wrong = [pair for totals in epochs for pair in totals.values() if not math.isfinite(pair[1])]
-    for pair in wrong:
+    for pair in wrong:  # an infinite or NaN weight would end the resumed fit with an error
         pair[:] = math.nan, 1.0
     if wrong:
         recorder.diagnosis.weight_was_wrong()
@@ -145,15 +151,17 @@ def _restore(module: Any, record: Any, run: Run) -> None:
     for stage in (run.val, run.train):
         stage.ended = read.ended.get(stage.name, [])
         if stage.name in read.open:
-            open_epoch(module, stage)
-            stage.mark, stage.resumed = read.open[stage.name]["mark"], read.open[stage.name]["totals"]
+            open_epoch(module, stage)  # with the module's present keys: a user may have changed them
+            stage.mark = read.open[stage.name]["mark"]
+            stage.resumed_totals = read.open[stage.name]["totals"]
 
 
 def _read(record: Any) -> Record:
     """Build all parts of a record; one of an older version has fewer of them."""
     val_epochs = {_text(name): [index(epoch) for epoch in epochs] for name, epochs in record["val_epochs"].items()}
     val_parts = {_text(name): _floats(parts) for name, parts in record.get("val_parts", {}).items()}
-    ended, partners = record.get("ended", {}), record.get("partners", {})
+    ended = record.get("ended", {})
+    partners = record.get("partners", {})
     return Record(
         history={_text(name): _floats(values) for name, values in record["history"].items()},
         val_epochs=val_epochs,
@@ -178,18 +186,20 @@ def _totals(totals: Any) -> Totals:
 
 
 def _evidence(names: Any) -> dict[str, bool]:
-    # Version 0.2 saved the partners only.
+    # Version 0.2 of the package saved the partners only.
     return dict(names) if isinstance(names, dict) else dict.fromkeys(map(_text, names), True)
 
 
 def _stage(name: Any) -> str:
-    return STAGES[STAGES.index(name)]
+    if name not in STAGES:
+        raise ValueError(f"no stage: {name!r}")
+    return _text(name)
 
 
 def _text(name: Any) -> str:
-    return str.__str__(name)  # of an enum's members, only the text can be loaded again
+    return str.__str__(name)  # an enum member cannot be loaded again, its text can
 
 
 def _floats(values: Any) -> list[float]:
-    # Of a tensor that has a graph, `float` warns; what nothing can be added to is no number.
+    # `float` warns of a tensor that has a graph. Adding 0.0 refuses a string.
     return [float((value.item() if hasattr(value, "item") else value) + 0.0) for value in values]

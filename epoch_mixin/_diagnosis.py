@@ -10,7 +10,7 @@ from typing import Any
 
 from epoch_mixin._history import History
 from epoch_mixin._losses import Doubt, Missing, StepLosses, entries_of
-from epoch_mixin._run import STEP, Stage, Totals, given_keys
+from epoch_mixin._run import STEP, Stage, Totals, given_keys, history_name
 from epoch_mixin._settings import as_code
 from epoch_mixin._unrecorded import Unrecorded
 from epoch_mixin._values import Value
@@ -30,22 +30,23 @@ class Diagnosis:
 
     def __init__(self, owner: str, history: History) -> None:
         self.owner, self.history = owner, history
+        # The topics that were told, such as ``("missing", stage, key)``.
         self._said: set[Any] = set()
         self._unrecorded = {"train": Unrecorded(), "val": Unrecorded()}
-        # How many batches the fit had had when the open training epoch began, or was resumed.
-        self._batches_before: Any = None
+        # The index of the latest batch when the open training epoch began, or was resumed.
+        self._index_before: Any = None
         self._has_validated = False
 
     def epoch_begins(self, stage: str) -> None:
         """Forget the steps of the last epoch."""
         self._unrecorded[stage] = Unrecorded()
 
-    def training_begins(self, batches: Any) -> None:
-        """Note how many batches the fit has had."""
-        self._batches_before = batches
+    def training_begins(self, batch_index: Any) -> None:
+        """Note the index of the latest batch in the fit."""
+        self._index_before = batch_index
 
     def step(self, stage: Stage, found: StepLosses, output: Any, logged: list[Value]) -> None:
-        """Note the keys that a step did not give. Tell those of training that neither a later step may give."""
+        """Note the keys that a step did not give. Tell a key of training that no later step or validation can give."""
         for doubt in found.doubts:
             self._tell_doubt(stage, doubt)
         for missing in found.missing:
@@ -60,34 +61,36 @@ class Diagnosis:
         for missing in found.missing:
             self._unrecorded["val"].add_end(missing, logged)
 
-    def training_written(self, train: Stage, totals: Totals, nan_keys: list[str], batches: Any, resumed: bool) -> None:
+    def training_written(self, train: Stage, totals: Totals, nan_keys: list[str], batch_index: Any) -> None:
         """Tell the keys of which a written training epoch has no loss.
 
         Args:
             train: the stage.
             totals: the sums of the epoch, over all ranks.
             nan_keys: the keys whose mean is NaN for want of a loss.
-            batches: how many batches the fit has had.
-            resumed: whether Lightning had had batches of this epoch before a resume.
+            batch_index: the index of the latest batch in the fit, if the epoch had batches. If that is still the one
+                with which the epoch was resumed, Lightning found no batch left, and no step is missing.
         """
-        unrecorded, nothing_to_do = self._unrecorded["train"], resumed and batches == self._batches_before
+        unrecorded = self._unrecorded["train"]
+        was_done = batch_index is not None and batch_index == self._index_before
         self._tell_nan([key for key in nan_keys if key in totals], _ALL_ZERO)
         missing = [key for key in nan_keys if key not in totals and ("missing", "train", key) not in self._said]
         if totals:
             for key in missing:
-                if key in unrecorded.returned and (
-                    key in self.history.given or not self._validation_may_give(key, train)
-                ):
+                if key in self.history.given or not self._validation_may_give(key, train):
                     self._tell_missing(train, key)
-        elif missing and (unrecorded.returned or not nothing_to_do):
+        elif missing and (unrecorded.returned or not was_done):
             what = self._text(train, missing, given=()) if unrecorded.returned else "was not called"
             how = f'did the step return it, or self.log("train_{missing[0]}", ...) it?'
             self._tell_nan(missing, f"it {what}; {how}")
 
     def validation_ended(self, val: Stage, totals: Totals) -> None:
         """Tell the keys of which a validation has no loss, neither of its steps nor of its end."""
-        unrecorded, given, self._has_validated = self._unrecorded["val"], given_keys(totals), True
-        in_fit, start = val.run.trainer is not None, ": no step of a validation gave a loss: "
+        self._has_validated = True
+        unrecorded = self._unrecorded["val"]
+        given = given_keys(totals)
+        in_fit = val.run.trainer is not None
+        start = ": no step of a validation gave a loss: "
         if totals and not any(weight for _, weight in totals.values()):
             self._say("validation", start + _ALL_ZERO)
         elif not given and (unrecorded.numbered or (in_fit and unrecorded.returned)):
@@ -110,7 +113,7 @@ class Diagnosis:
 
     def losses_not_in_checkpoint(self, missing: int, count: int) -> None:
         """Tell that a resume finds fewer epochs in the history than Lightning has trained."""
-        how = "`epoch_history.clear()` leaves them out"
+        how = "`epoch_history.clear()` removes them"
         self._say("resume", f": the checkpoint holds no loss of the last {missing} of {count} epochs: nan; {how}")
 
     def list_not_saved(self, name: Any) -> None:
@@ -120,7 +123,7 @@ class Diagnosis:
     def weight_was_wrong(self) -> None:
         """Tell that a checkpoint was saved in an epoch that had a wrong weight."""
         what = "had returned a negative number, NaN or infinity when the checkpoint was saved"
-        self._say("weight", f".epoch_loss_weight {what}, so the mean of the epoch that it cuts is nan")
+        self._say("weight", f".epoch_loss_weight {what}, so the mean of that epoch is nan")
 
     def _is_final(self, missing: Missing, train: Stage, output: Any, found: StepLosses) -> bool:
         """Whether a step of training did not give a key, and neither a later one nor a validation may."""
@@ -137,14 +140,15 @@ class Diagnosis:
 
     def _validation_may_give(self, key: str, train: Stage) -> bool:
         trainer = train.run.trainer
-        is_to_come = trainer is not None and trainer.enable_validation and not self._has_validated
-        return "val_" + key in self.history.means or (is_to_come and not self.history.val_epochs)
+        # A module that was loaded from a checkpoint has validated elsewhere.
+        has_validated = self._has_validated or self.history.val_epochs
+        is_to_come = trainer is not None and trainer.enable_validation and not has_validated
+        return is_to_come or history_name("val", key) in self.history.means
 
     def _tell_missing(self, stage: Stage, key: str, given: Collection[str] = ()) -> None:
         step = STEP[stage.name]
         what = f"{key!r} is in epoch_loss_keys, but {step} {self._text(stage, [key], given)}"
-        name = ("train_" if stage.name == "train" else "val_") + key
-        how = f'return it as "{key}", or self.log("{name}", ...)'
+        how = f'return it as "{key}", or self.log("{stage.name}_{key}", ...)'
         self._say(("missing", stage.name, key), f".{step}: no {key!r} is recorded for this step: {what}; {how}")
 
     def _tell_nan(self, keys: list[str], why: str) -> None:
@@ -154,14 +158,14 @@ class Diagnosis:
             self._warn(f": no step of epoch {epoch} gave a loss for {names}, so its mean is nan: {why}")
 
     def _tell_doubt(self, stage: Stage, doubt: Doubt) -> None:
-        curve = doubt.key if stage.name == "train" else "val_" + doubt.key
-        closest = ("train_" if stage.name == "train" else "val_") + doubt.key
+        curve = history_name(stage.name, doubt.key)
+        closest = f"{stage.name}_{doubt.key}"
         others = ", ".join(map(repr, doubt.others))
         if not doubt.name:
             what = f"{curve!r} is the value that it returns and logs as {others}"
             how = f'if that is not the loss, log the loss: self.log("{closest}", ...)'
         else:
-            what = f"{curve!r} is what it gives as {doubt.name!r}, though {others} is as close and has another value"
+            what = f"{curve!r} is what it gives as {doubt.name!r}, but {others} is as close and has another value"
             how = f'to choose, self.log("{closest}", ...), or return {{"{doubt.key}": ...}}'
         self._say(("doubt", stage.name, doubt.key), f".{STEP[stage.name]}: {what}; {how}")
 
@@ -177,7 +181,7 @@ class Diagnosis:
 
     def _works(self, key: str, stage: Stage) -> bool:
         """Whether training or validation has given a key."""
-        in_history = key in self.history.given or "val_" + key in self.history.means
+        in_history = key in self.history.given or history_name("val", key) in self.history.means
         return in_history or key in given_keys([*stage.run.train.means, *stage.run.val.means])
 
     def _say(self, topic: Any, message: str) -> None:

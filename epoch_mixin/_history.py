@@ -4,7 +4,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
-from epoch_mixin._run import LOADER, Totals, added
+from epoch_mixin._run import LOADER, Totals, added, history_name
 
 
 class History:
@@ -24,6 +24,7 @@ class History:
         self.given: set[str] = set()
         # Lists that were read before they had a value.
         self._empty: defaultdict[str, list[float]] = defaultdict(list)
+        # The number of epochs, whatever the user has cleared since.
         self._written = 0
 
     @property
@@ -56,18 +57,20 @@ class History:
         means = _means(totals)
         if stage == "val":
             for key, mean in means.items():
-                self.means.setdefault("val_" + key, []).append(mean)
-                self.val_epochs.setdefault("val_" + key, []).append(self.count)
-                self.val_parts.setdefault("val_" + key, []).append(part)
+                name = history_name("val", key)
+                self.means.setdefault(name, []).append(mean)
+                self.val_epochs.setdefault(name, []).append(self.count)
+                self.val_parts.setdefault(name, []).append(part)
             return []
         count = self.count
         self.given.update(means)
-        only_val = {key for key in {*keys} - self.given if means and "val_" + key in self.means}
+        # In an epoch in which training gave nothing, each of its keys is NaN.
+        only_val = {key for key in {*keys} - self.given if means and history_name("val", key) in self.means}
         written = [key for key in dict.fromkeys((*keys, *means)) if key not in only_val]
         self.resize(written, count)
         for key in written:
             self.means[key].append(means.get(key, math.nan))
-        for key in only_val:
+        for key in only_val:  # NaN was written for it before the first validation
             self.means.pop(key, None)
         self._written = count + 1
         return [key for key in written if key not in means]

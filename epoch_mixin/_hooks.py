@@ -2,13 +2,13 @@
 
 A mixin that overrides a hook is switched off when a subclass overrides the same hook without ``super()``. So the mixin
 has a descriptor, `Recorded`, in place of each method that it takes part in. The descriptor finds the method that comes
-next in the method resolution order and gives it with recording around it. `record` puts another `Recorded` into each
-class in which a method of the user comes ahead of the mixin's; the user's method then lies in the descriptor.
+next in the method resolution order and gives it with recording around it. `wrap_methods` puts another `Recorded` into
+each class in which a method of the user comes ahead of the mixin's. The descriptor then holds the user's method.
 
 - A class gives its methods as it would without the mixin; only an instance gives them with recording. So
   ``Base.training_step(self, batch)``, abstract classes and a notebook's ``%autoreload`` work as usual.
 - A step may call ``super()`` or another step. Only the outermost call of an instance in a thread is recorded.
-- Lightning reads the arguments of a hook through one level of ``__wrapped__``, so that is where the user's method is.
+- Lightning reads the arguments of a hook through one level of ``__wrapped__``, so the user's method is put there.
 - A compiler sees the user's method only: ``torch.compiler.disable`` excludes what is around it.
 """
 
@@ -29,7 +29,8 @@ __tracebackhide__ = True
 _disable: Any = torch.compiler.disable
 # Makes a function that runs a method with recording, from the method and its name.
 Around = Callable[[Callable[..., Any], str], Callable[..., Any]]
-# The outermost calls that are running, as (thread, id of the instance, group), each with what is noted while it runs.
+# The outermost calls that are running, as (thread, id of the instance, group). Each has what `before` returned, or what
+# a step logs (`_losses.Logged`): there `note_log` finds it.
 running: dict[tuple[int, int, str], Any] = {}
 
 
@@ -60,8 +61,10 @@ class Recorded:
             if instance is None or not callable(method):
                 return method
             function = getattr(method, "__func__", None) if getattr(method, "__self__", None) is instance else None
+            # What is set on the instance and is no method of its class may be a closure that holds the instance. The
+            # class must not keep it.
             if self.name in vars(instance) and getattr(owner, getattr(function, "__name__", ""), None) is not function:
-                function = None  # it may hold the instance, which the class must not keep
+                function = None
         if type(function) is FunctionType:
             return MethodType(self._functions.get(function) or self._function(function), instance)
         # A static method, a partial, an object with `__call__`.
@@ -80,7 +83,7 @@ class Recorded:
             raise AttributeError(self.name)
 
     def _put_into(self, cls: type) -> None:
-        # Only the first descriptor gives the instance's own method, so that `super()` there leads past it.
+        # Only the descriptor of the instance's class gives the instance's own method. `super()` in that finds the next.
         if self.name not in vars(cls):
             setattr(cls, self.name, Recorded(self.around, name=self.name))
 
@@ -93,7 +96,7 @@ class Recorded:
         if self.own is not ...:
             bind = getattr(type(self.own), "__get__", None)
             return bind(self.own, instance, owner) if bind else self.own
-        for cls in owner.__mro__:  # looked up, not kept: where a class leads back to itself, `dill` finds no end
+        for cls in owner.__mro__:  # not stored: `dill` recurses for ever into a class that refers to itself
             if cls.__dict__.get(name) is self:
                 break
         return getattr(super(cls, owner if instance is None else instance), name)
@@ -131,7 +134,7 @@ def _copy_signature(to: Any, method: Callable[..., Any]) -> None:
         to.__signature__ = inspect.signature(method)
 
 
-def record(cls: type, mixin: type) -> None:
+def wrap_methods(cls: type, mixin: type) -> None:
     """Put a `Recorded` into a class for each method that comes ahead of the mixin's; does nothing the second time."""
     for name, method in vars(mixin).items():
         if isinstance(method, Recorded) and not isinstance(inspect.getattr_static(cls, name), Recorded):
@@ -141,10 +144,10 @@ def record(cls: type, mixin: type) -> None:
 def around_hook(
     method: Callable[..., Any], name: str, before: Any = None, after: Any = None, group: str = ""
 ) -> Callable[..., Any]:
-    """Run ``before(instance, name, args, kwargs)`` ahead of a method and ``after(instance, its result)`` behind it.
+    """Run ``before(instance, name, args, kwargs)`` ahead of a method, and ``after(instance, result of before)`` behind.
 
-    If methods of the same group call each other, only the outermost call counts. Where ``before`` returns
-    ``NotImplemented``, a call within may count instead.
+    If methods of the same group call each other, only the outermost call counts. If ``before`` returns
+    ``NotImplemented``, a call within may count instead: a user's ``log(text)`` may call ``super().log(name, value)``.
     """
     before, after = (part and _disable(part) for part in (before, after))
 

@@ -1,4 +1,4 @@
-"""The names of Lightning that are not public, each with what holds if it is gone.
+"""What is asked of Lightning by names that are not public. Where one is gone, there is a default.
 
 All are read here, but for `TRAINER` and `CURRENT_HOOK`, which a step reads itself, since a call would take longer than
 all the rest. Nothing is imported from Lightning: the objects may be those of ``pytorch_lightning`` or of
@@ -11,6 +11,11 @@ from typing import Any
 
 # Where a module keeps the Trainer that is attached to it, and the name of the hook or step that it is calling.
 TRAINER, CURRENT_HOOK = "_trainer", "_current_fx_name"
+
+
+def is_lightning_module(cls: type) -> bool:
+    """Whether a class is a LightningModule: by name, for either flavour, and without importing one."""
+    return any(base.__name__ == "LightningModule" for base in cls.__mro__)
 
 
 def attached_trainer(module: Any) -> Any:
@@ -38,15 +43,16 @@ def is_in_stage(trainer: Any, stage: str) -> bool:
     return str.__eq__(trainer.state.stage or "", "train" if stage == "train" else "validate")
 
 
-def batches(trainer: Any) -> Any:
-    """How many batches a fit has had. Unlike the global step it tells validations under accumulation apart."""
+def batch_index(trainer: Any) -> Any:
+    """The index of the latest batch in the whole fit. Unlike the global step it counts batches that are accumulated."""
     return getattr(trainer.fit_loop, "total_batch_idx", trainer.global_step)
 
 
 def trained_part(trainer: Any) -> float:
     """Which part of its training epoch a Trainer has trained, from 0 to 1; NaN if the epoch's length is unknown."""
     with suppress(AttributeError):
-        epochs, batches = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress
+        epochs = trainer.fit_loop.epoch_progress.current
+        batches = trainer.fit_loop.epoch_loop.batch_progress
         if epochs.ready == epochs.processed:
             return 0.0  # within `on_train_start`, where the batches are still those of the last fit
         if batches.is_last_batch:
@@ -56,8 +62,8 @@ def trained_part(trainer: Any) -> float:
     return math.nan
 
 
-def is_within_epoch(trainer: Any) -> bool:
-    """Whether the current training epoch has had batches."""
+def has_batches(trainer: Any) -> bool:
+    """Whether the current training epoch has had batches, be it before a resume."""
     progress = getattr(trainer.fit_loop.epoch_loop, "batch_progress", None)
     return progress is not None and progress.current.ready > 0
 
@@ -69,7 +75,7 @@ def validates_by_clock(trainer: Any) -> bool:
 
 def is_in_worker(trainer: Any) -> bool:
     """Whether Lightning has spawned or forked this process."""
-    return hasattr(trainer.strategy.launcher, "_start_method")
+    return hasattr(getattr(trainer.strategy, "launcher", None), "_start_method")
 
 
 def fetched_batch(iterator: Any, loader: Any) -> tuple[Any, Any]:

@@ -4,18 +4,18 @@ An epoch *begins* with Lightning's start hook and takes the losses of its steps.
 hook, ahead of the user's own, and is *written to the history* where all ranks synchronize: at the end of a training
 epoch, and of a validation if no rank can be elsewhere. Without a Trainer, the hooks that the user calls do the same.
 
-**A resume.** What a checkpoint brings is where the sums begin. Then Lightning goes on in one of three ways, and the
-number of the epoch in the checkpoint, its mark, tells which. See `_resume`.
+**A resume.** The sums start from those in the checkpoint. Lightning goes on in one of three ways. The mark of the epoch
+in the checkpoint, its index, tells which:
 
-1. In the epoch that was open: it stays open, and its sums go on.
-2. Behind the epoch that was open, if all its batches were done: Lightning does not call its end hook, so we end it.
-3. Under ``max_steps``, in the epoch that had just ended: it is taken back from the history and is open again.
+1. It goes on in the epoch that was open. The epoch stays open.
+2. It goes on after the epoch that was open, and never calls its end hook. We end the epoch.
+3. Under ``max_steps``, it goes on in the epoch that had just ended. We take it back from the history, and open it.
 """
 
 import math
 from typing import Any
 
-from epoch_mixin._lightning import batches, is_within_epoch, trained_part
+from epoch_mixin._lightning import batch_index, has_batches, trained_part
 from epoch_mixin._losses import Logged, losses_of_step
 from epoch_mixin._ranks import all_validate_together, combined, gather, ranks_of
 from epoch_mixin._recorder import run_of_call, stage_of_call
@@ -29,11 +29,15 @@ class EndedValidation(Logged):
     Attributes:
         totals: the sums of the steps, over all ranks if they have synchronized.
         missing: the keys of which no step gave a loss.
+        is_written: whether the ranks have synchronized, so that the validation is written.
     """
 
-    def __init__(self, stage: Stage, totals: Totals, missing: set[str]) -> None:
+    def __init__(self, stage: Stage, totals: Totals, missing: set[str], is_written: bool) -> None:
         super().__init__()
-        self.stage, self.totals, self.missing = stage, totals, missing
+        self.stage = stage
+        self.totals = totals
+        self.missing = missing
+        self.is_written = is_written
 
 
 def open_epoch(module: Any, stage: Stage) -> None:
@@ -45,11 +49,11 @@ def open_epoch(module: Any, stage: Stage) -> None:
 
 
 def _mark(stage: Stage) -> Any:
-    """What tells an epoch from the next: its number; of a validation, the number of batches trained before."""
+    """What tells an epoch from the next: its index; for a validation, the index of the latest training batch."""
     trainer = stage.run.trainer
     if trainer is None:
         return None
-    return trainer.current_epoch if stage.name == "train" else batches(trainer)
+    return trainer.current_epoch if stage.name == "train" else batch_index(trainer)
 
 
 def begin(module: Any, name: str, *_: Any) -> None:
@@ -61,40 +65,51 @@ def begin(module: Any, name: str, *_: Any) -> None:
         open_epoch(module, stage)
         return
     if stage.name == "train":
-        module._epoch_recorder.diagnosis.training_begins(batches(stage.run.trainer))
-        if stage.run.resumes:
+        module._epoch_recorder.diagnosis.training_begins(batch_index(stage.run.trainer))
+        if stage.run.is_resuming:
             _resume(module, stage)
     if stage.is_open and stage.mark != _mark(stage):
-        end(module, stage)  # the second way of a resume; or a validation that was cut off
+        end(module, stage)  # a validation that was open in a checkpoint, and that Lightning does not go on with
     if not stage.is_open:
         open_epoch(module, stage)
 
 
 def _resume(module: Any, train: Stage) -> None:
-    """Go on from a checkpoint, in one of the three ways that are told above."""
-    recorder, history, current = module._epoch_recorder, module._epoch_recorder.history, _mark(train)
-    train.run.resumes = False
-    goes_on_behind = train.is_open and train.mark != current
-    takes_back = not train.is_open and train.last["mark"] == current
-    if takes_back:
-        sums = train.last["totals"]
-        history.resize({*module.epoch_loss_keys, *sums}, history.count - 1)
-        open_epoch(module, train)
-        train.resumed = sums
-    # Epochs have ended without being written where a signal handler has saved between the two.
-    index = (train.mark if train.is_open and train.mark is not None else current) - len(train.ended)
-    missing = index - history.count
-    if missing > 0:
-        history.resize(module.epoch_loss_keys, index)
-        recorder.diagnosis.losses_not_in_checkpoint(missing, index)
-    if goes_on_behind:
+    """Go on from a checkpoint, in one of the three ways that are listed above."""
+    history = module._epoch_recorder.history
+    current = _mark(train)
+    train.run.is_resuming = False
+    # In way 1, the open epoch goes on as it is.
+    if train.is_open and train.mark != current:  # way 2
+        _fill(module, (current if train.mark is None else train.mark) - len(train.ended))
         end(module, train)
+    elif not train.is_open and train.last["mark"] == current:  # way 3
+        totals = train.last["totals"]
+        history.resize({*module.epoch_loss_keys, *totals}, history.count - 1)
+        open_epoch(module, train)
+        train.resumed_totals = totals
+    _fill(module, current - len(train.ended))
+
+
+def _fill(module: Any, count: int) -> None:
+    """Fill the history with NaN up to this many epochs, if the checkpoint holds no losses of them.
+
+    Epochs that have ended and are not written do not count: a signal handler may have saved the checkpoint between.
+    """
+    recorder = module._epoch_recorder
+    missing = count - recorder.history.count
+    if missing > 0:
+        recorder.history.resize(module.epoch_loss_keys, count)
+        recorder.diagnosis.losses_not_in_checkpoint(missing, count)
 
 
 def end_resumed(module: Any, *_: Any) -> None:
-    """End a restored epoch if Lightning found nothing left to do, so that it ran no end hook."""
+    """End a restored epoch if Lightning found nothing left to do, so that it ran no end hook.
+
+    An epoch that was not restored is open here only if the fit was interrupted in it, and stays open.
+    """
     fit: Run = module._epoch_recorder.fit
-    if run_of_call(module) is fit and fit.train.resumed:
+    if run_of_call(module) is fit and fit.train.resumed_totals:
         end(module, fit.train)
 
 
@@ -112,30 +127,32 @@ def end_validation(module: Any, name: str, *_: Any) -> EndedValidation | None:
     if val is None or not val.is_open:
         return None
     state = end(module, val)
-    keys, totals = state["keys"] if state else val.keys, val.last["totals"]
-    return EndedValidation(val, totals, {*keys} - given_keys(totals))
+    keys = state["keys"] if state else val.keys
+    totals = val.last["totals"]
+    return EndedValidation(val, totals, {*keys} - given_keys(totals), is_written=state is not None)
 
 
 def add_logged_at_end(module: Any, ended: EndedValidation | None) -> None:
     """Where no step gave a loss, take the one that the user's hook logged, as in Lightning's 2.0 migration guide.
 
-    It counts like a validation of one step on each rank.
+    It counts like a validation of one step on each rank, for which the ranks synchronize once more.
     """
     if ended is None:
         return
-    val, totals, diagnosis = ended.stage, ended.totals, module._epoch_recorder.diagnosis
+    val, totals = ended.stage, ended.totals
+    diagnosis = module._epoch_recorder.diagnosis
     if ended.missing:
-        found = losses_of_step(val, None, ended)
-        diagnosis.end_of_validation(val, found, ended)
+        step = losses_of_step(val, None, ended)
+        diagnosis.end_of_validation(val, step, ended)
         val.begin(val.keys, val.mark)
-        for key, loss in {each.key: each.loss for each in found.losses if each.key in ended.missing}.items():
+        for key, loss in {each.key: each.loss for each in step.losses if each.key in ended.missing}.items():
             val.add(key, loss, 1.0)
         end(module, val)
         totals = added([totals, val.last["totals"]])
-    if not val.ended:
+        if not ended.is_written:  # what the steps gave and what the hook logged are one validation
+            val.ended[-2:] = [added(val.ended[-2:])]
+    if ended.is_written:
         diagnosis.validation_ended(val, totals)
-    elif ended.missing:  # not written yet: what the steps gave and what the hook logged are one validation
-        val.ended[-2:] = [added(val.ended[-2:])]
 
 
 def end(module: Any, stage: Stage) -> RunState | None:
@@ -171,7 +188,7 @@ def synchronize(module: Any, run: Run, with_open: bool = False, part: float = ma
         for totals in state["ended"][stage.name]:
             stage.last["totals"] = totals
             _write(module, stage, totals, part)
-    return {**state, "last": run.train.last}
+    return state
 
 
 def _write(module: Any, stage: Stage, totals: Totals, part: float) -> None:
@@ -180,8 +197,8 @@ def _write(module: Any, stage: Stage, totals: Totals, part: float) -> None:
     check_sums(totals, recorder.owner, recorder.history.count)
     nan_keys = recorder.history.write(stage.name, totals, module.epoch_loss_keys, part)
     if stage.name == "train":
-        had_batches = trainer is not None and is_within_epoch(trainer)
-        recorder.diagnosis.training_written(stage, totals, nan_keys, trainer and batches(trainer), had_batches)
+        index = batch_index(trainer) if trainer is not None and has_batches(trainer) else None
+        recorder.diagnosis.training_written(stage, totals, nan_keys, index)
 
 
 def _trained_part(run: Run) -> float:

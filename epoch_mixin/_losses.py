@@ -3,8 +3,8 @@
 For each key, the first of these counts:
 
 - in training: what the step returned, bare or under a name of the key; then what it logged under one;
-- in validation: what it returned in a dict; then what it logged, a confirmed name first, then another name of the key,
-  then a partner; then a bare value, to which Lightning gives no meaning.
+- in validation: what it returned in a dict; then what it logged, the closest name first (see `_names.Kind`); then a
+  bare value, to which Lightning gives no meaning.
 """
 
 import math
@@ -16,20 +16,20 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from epoch_mixin._names import Candidate, Candidates, Match, candidates, matches
+from epoch_mixin._names import Candidate, Candidates, Kind, Match, candidates, matches
 from epoch_mixin._run import Stage
-from epoch_mixin._values import NO_PLACE, Number, Value, as_number, as_size, place_of
+from epoch_mixin._values import NO_PLACE, Number, Rejected, Value, as_number, as_size, place_of
 
 # The arguments of `self.log` that reduce a value to its mean, in which alone a size is a weight.
 _MEANS = ("mean", "avg", torch.mean)
 # What is returned without a name.
-_BARE = Candidate(is_logged=False, name="", match=Match(kind=-1))
+_BARE = Candidate(is_logged=False, name="", match=Match(Kind.BARE))
 
 
 class Logged(list[Value]):
     """What a running step, or the end of a validation, logs.
 
-    It is no `NamedTuple`, for one is made by Python code, and a call of that in each step would cost too much.
+    A list with a slot: making it runs no Python code, which matters in every step.
 
     Attributes:
         stage: the stage that records it.
@@ -59,7 +59,7 @@ class Missing(NamedTuple):
     Attributes:
         key: the key.
         rejected: what was given under a name of the key and is not one number, in words; empty if nothing was.
-        numbered: the names that differ in nothing but a number, so that none of them counts.
+        numbered: the names that differ only in a number, so that none of them counts.
     """
 
     key: str
@@ -82,7 +82,7 @@ class Doubt(NamedTuple):
 
 
 class StepLosses(NamedTuple):
-    """What a step gave: losses, several of a key where one name was logged several times, and what a user must know."""
+    """What a step gave, and what a user must know of it. A name that was logged several times gives several losses."""
 
     losses: list[KeyLoss]
     missing: list[Missing]
@@ -101,7 +101,7 @@ def losses_of_step(stage: Stage, output: Any, logged: list[Value]) -> StepLosses
             losses = [value for value in values if type(value.number) in (float, Tensor)]
             if losses:
                 break
-            if not rejected and isinstance(values[0].number, str):
+            if not rejected and isinstance(values[0].number, Rejected):
                 rejected = values[0].number
         if not losses:
             result.missing.append(Missing(key, rejected, numbered))
@@ -146,9 +146,10 @@ class _Step:
         place = NO_PLACE
         if self.logged:
             place = place_of(given)
-            for other in self.logged if None not in place and not given.ndim else ():
-                if other.place == place and other.number is not None:  # what was just logged needs no second copy
-                    return [Value(candidate.name, given, place, other.number)]
+            if place.is_known and not given.ndim:
+                for other in self.logged:
+                    if other.place == place and other.number is not None:  # it needs no second copy
+                        return [Value(candidate.name, given, place, other.number)]
         # In validation one element with dimensions is rather the prediction for a batch of one.
         return [Value(candidate.name, given, place, as_number(given, self.stage.name == "train"))]
 
@@ -172,7 +173,7 @@ def _own_size(loss: Value, names: list[Candidate], same: list[Value], step: _Ste
 
 
 def _same_tensor(loss: Value, logged: list[Value]) -> list[Value]:
-    """What a step logged of the tensor that is its loss; of its memory before a change in place, if that is all."""
+    """What a step logged of the tensor that is its loss; if there is none, of its memory before a change in place."""
     same = [value for value in logged if value.place.memory and value.place.memory == loss.place.memory]
     return [value for value in same if value.place == loss.place] or same
 

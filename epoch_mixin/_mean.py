@@ -16,10 +16,14 @@ _ZERO = torch.zeros((), dtype=torch.float64, device="cpu")
 class ExactMean(MeanMetric):
     """``MeanMetric`` in float64 that keeps NaN and never reads a device.
 
-    No ``nan_strategy`` does: ``"disable"`` ignores the weights (torchmetrics issue 3434), the others read each value.
-    ``set_dtype(float64)`` does not survive a ``.to(device)``. So the sums are formed here, on the device of the losses.
+    Of ``MeanMetric`` it has the two states, ``mean_value`` and ``weight``, and ``compute`` and ``reset``. How they are
+    updated is replaced. No ``nan_strategy`` would do: ``"disable"`` ignores the weights (torchmetrics issue 3434), the
+    others read each value. ``set_dtype(float64)`` does not survive a ``.to(device)``. So the sums are formed here, on
+    the device of the losses.
 
     Attributes:
+        mean_value: sum(weight x loss), as torchmetrics names it.
+        weight: sum(weight).
         buffer: the losses that are not yet in the sums, each with its weight.
     """
 
@@ -38,7 +42,7 @@ class ExactMean(MeanMetric):
         vars(self).update(self._defaults, buffer=[])
 
     def update(self, value: Any, weight: Any = 1.0) -> None:
-        """Add a loss: a float, or a 0-dim tensor that nobody changes any more; so is its weight."""
+        """Add a loss and its weight: floats, or 0-dim tensors that nobody changes any more."""
         self.buffer.append((value, weight))
         if len(self.buffer) >= BUFFER_SIZE:
             self.flush()

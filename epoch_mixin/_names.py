@@ -7,6 +7,7 @@ The names as which training logs its loss are evidence for those of validation: 
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from enum import IntEnum
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -22,22 +23,28 @@ Names = tuple[str, ...]
 # For some keys, the partners of each.
 PartnersOfKeys = tuple[tuple[str, Names], ...]
 
-# The kinds of a match. Words come before partners: what a step logs as `val_loss`, its author calls the loss.
-_CONFIRMED, _HAS_WORDS, _PARTNER_ONLY = range(3)
+
+class Kind(IntEnum):
+    """Why a name may mean a key; the least counts first. An author who logs ``val_loss`` means the loss."""
+
+    CONFIRMED = 0  # it has the words of the key, and is a partner
+    HAS_WORDS = 1
+    PARTNER = 2
+    BARE = 3  # it is no name: the value was returned without one
 
 
 class Match(NamedTuple):
     """How close a name is to a key. The least is the closest.
 
     Attributes:
-        kind: whether the name has the words of the key and is a partner; or has the words; or is a partner.
+        kind: why it may mean the key.
         words_beside_partner: how many words it has, or lacks, beside those of the partner.
         fillers: how many words such as ``total`` it has beside ``loss``.
         tells_no_stage: whether it has no word for the stage.
         other_words: how many other words it has beside those of the key.
     """
 
-    kind: int
+    kind: Kind
     words_beside_partner: int = 0
     fillers: int = 0
     tells_no_stage: bool = False
@@ -63,7 +70,7 @@ class Candidates(NamedTuple):
 
     Attributes:
         names: those that may give its loss, first what is returned, and then the closest.
-        numbered: those that differ from each other in nothing but a number. They may not.
+        numbered: those that differ from each other only in a number. They give none.
     """
 
     names: list[Candidate]
@@ -73,17 +80,17 @@ class Candidates(NamedTuple):
 class Partners:
     """The names under which training logs the very loss that it returns.
 
-    A name is a partner of a key as long as every step that logged it gave it the loss of the key. ``train_rec`` is none
-    if ``loss = rec`` holds in a warm-up only.
+    A name is a partner of a key as long as every step that logged it gave it the loss of the key. If ``loss = rec``
+    holds in a warm-up only, ``train_rec`` is not a partner.
 
     Attributes:
         evidence: for each key, the names that training has logged, and whether each of them is a partner.
-        confirmed: for each key, the names that are.
+        of_keys: for each key, the names that are partners.
     """
 
     def __init__(self, evidence: Mapping[str, Mapping[str, bool]]) -> None:
         self.evidence = {key: dict(names) for key, names in evidence.items()}
-        self._confirm()
+        self._select()
 
     def add(self, key: str, logged: Mapping[str, bool]) -> None:
         """Add the names that a training step logged, and whether each of them was the loss of the key."""
@@ -91,11 +98,11 @@ class Partners:
         found = {name: is_loss and names.get(name, True) for name, is_loss in logged.items()}
         if any(names.get(name) is not is_partner for name, is_partner in found.items()):
             names.update(found)
-            self._confirm()
+            self._select()
 
-    def _confirm(self) -> None:
+    def _select(self) -> None:
         partners = {key: tuple(name for name in names if names[name]) for key, names in self.evidence.items()}
-        self.confirmed: PartnersOfKeys = tuple((key, names) for key, names in partners.items() if names)
+        self.of_keys: PartnersOfKeys = tuple((key, names) for key, names in partners.items() if names)
 
 
 @lru_cache(4096)
@@ -117,6 +124,8 @@ def matches(name: str, keys: Names, stage: str, partners: PartnersOfKeys = ()) -
             training logs its loss as ``train_bpd``.
     """
     found = set(words(name))
+    if found & (STAGE_WORDS - _STAGES[stage]):
+        return {}  # a name of the other stage
     by_words = {key: match for key in keys if (match := _match_words(found, key, stage))}
     closest = min(by_words.values(), default=None)
     result = {key: match for key, match in by_words.items() if match == closest}
@@ -124,11 +133,9 @@ def matches(name: str, keys: Names, stage: str, partners: PartnersOfKeys = ()) -
         differences = [found ^ set(words(partner)) for partner in names]
         beside = [len(differ - STAGE_WORDS) for differ in differences if not _telling(differ)]
         if key in keys and beside and not found <= _NEUTRAL:
-            has_words = found >= set(words(key))
-            kind, match = (_CONFIRMED if has_words else _PARTNER_ONLY), by_words.get(key, Match(0))
-            result[key] = match._replace(kind=kind, words_beside_partner=min(beside))
-    of_other_stage = found & (STAGE_WORDS - _STAGES[stage])
-    return {key: match for key, match in result.items() if of_other_stage <= set(words(key))}
+            kind = Kind.CONFIRMED if found >= set(words(key)) else Kind.PARTNER
+            result[key] = by_words.get(key, Match(kind))._replace(kind=kind, words_beside_partner=min(beside))
+    return result
 
 
 @lru_cache(256)
@@ -171,11 +178,11 @@ def _match_words(found: set[str], key: str, stage: str) -> Match | None:
     fillers = other & _FILLERS if key == "loss" else set()
     if not found >= set(words(key)) or _telling(other - fillers):
         return None
-    return Match(_HAS_WORDS, 0, len(fillers), not found & _STAGES[stage], len(other))
+    return Match(Kind.HAS_WORDS, 0, len(fillers), not found & _STAGES[stage], len(other))
 
 
 def _differ_in_a_number(names: Iterable[str], key: str) -> set[str]:
-    """The names that differ from another one in nothing but a number, as ``loss_1`` and ``loss_2`` do."""
+    """The names that differ from another one only in a number, as ``loss_1`` and ``loss_2`` do."""
     alike = defaultdict[frozenset[str], list[str]](list)
     for name in names:
         if any(word.isdecimal() for word in set(words(name)) - set(words(key))):

@@ -16,14 +16,14 @@ except ModuleNotFoundError as error:
     raise ImportError("plot_epoch_losses needs matplotlib: pip install 'epoch-mixin[plot]'") from error
 
 _Lists = Mapping[str, Sequence[float]]
-# The stages of a key share a colour. Pale and dark tells them apart where 500 noisy epochs hide the dashes.
+# The stages of a key share a colour. Training is pale and validation dark: long noisy curves hide the dashes.
 _TRAIN: dict[str, Any] = {"linestyle": "-", "marker": "o", "linewidth": 2, "alpha": 0.5}
 # Of a validation, and of three dataloaders of it in turn.
 _LINES = [("--", "o"), (":", "s"), ((0, (8, 4)), "D"), ("-.", "p")]
 _VAL = [{"linestyle": line, "marker": marker, "linewidth": 1.2, "fillstyle": "none"} for line, marker in _LINES]
-# The markers of values that the y axis cannot show, each with its height in the axes, whatever the limits and scale.
+# The markers of values that the y axis cannot show, each with its height in the axes from 0 to 1.
 _NOT_FINITE = {"nan": ("x", 0.97), "inf": ("^", 0.92), "-inf": ("v", 0.03)}
-# The font sizes of the legend, with the letters that fit in its line in a figure of one column: a user may shrink ours.
+# Font sizes for the legend, each with how many letters fit in one line of a narrow figure.
 _LETTERS: dict[str | int, int] = {"small": 26, "x-small": 32, "xx-small": 42, 4: 56}
 
 
@@ -93,7 +93,7 @@ def _add_legend(ax: Axes) -> None:
 
 
 class _EpochTicks(MaxNLocator):
-    """Whole epochs, or parts of the first; none left of 0, where the margin may reach."""
+    """Whole epochs, or parts of the first. No tick is below 0."""
 
     def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
         whole = vmax >= 2 or self.axis.get_minpos() >= 1  # type: ignore[union-attr]

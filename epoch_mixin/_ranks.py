@@ -15,8 +15,8 @@ class Ranks(NamedTuple):
 
     Attributes:
         number: how many there are.
-        is_first: whether this one is the first, or makes the steps of the first on the same copy of the model.
-        share: how much each rank counts; less than 1 where several make the same steps on one copy of the model.
+        is_first: whether this one is the first, or shares a copy of the model, and the steps, with the first.
+        share: how much each rank counts; less than 1 where several share a copy of the model.
     """
 
     number: int
@@ -45,8 +45,9 @@ def all_validate_together(module: Any, trainer: Any) -> bool:
         return False  # in a loop of the user one rank may validate for all
     # A rank may go by its own clock, or have nothing to validate on and skip validation, hooks and all. Otherwise
     # Lightning refuses an empty dataloader (`has_len_all_ranks` of `utilities/data.py`).
-    places, empty = (module, getattr(trainer, "datamodule", None)), "allow_zero_length_dataloader_with_multiple_devices"
-    return not validates_by_clock(trainer) and not any(getattr(place, empty, False) for place in places)
+    empty = "allow_zero_length_dataloader_with_multiple_devices"
+    may_be_empty = any(getattr(place, empty, False) for place in (module, getattr(trainer, "datamodule", None)))
+    return not validates_by_clock(trainer) and not may_be_empty
 
 
 def gather(trainer: Any, state: RunState, size: int = 4096) -> list[RunState]:
@@ -87,4 +88,4 @@ def combined(states: list[RunState], share: float) -> RunState:
             totals = added([epoch["totals"] for epoch in epochs], share)
             opened[stage] = {"mark": epochs[0]["mark"], "totals": totals}
     keys = list(dict.fromkeys(key for state in states for key in state["keys"]))
-    return {"open": opened, "ended": ended, "last": states[0]["last"], "keys": keys}
+    return {"open": opened, "ended": ended, "keys": keys}

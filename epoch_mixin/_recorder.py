@@ -65,7 +65,7 @@ def running_mean(module: Any, key: str) -> Tensor:
     return train.mean(key)
 
 
-def set_up(module: Any) -> None:
+def remember_trainer(module: Any) -> None:
     """Remember the Trainer of a fit, and forget what an interrupted fit has left. A checkpoint is loaded after this."""
     recorder, trainer = module._epoch_recorder, attached_trainer(module)
     within_a_fit = recorder.fit.trainer is not trainer and is_running(recorder.fit.trainer, "fit")

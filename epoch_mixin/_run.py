@@ -1,7 +1,7 @@
 """The epochs of a run: those that are open, and those that have ended and are not yet written to the history.
 
-An epoch *begins*, takes the losses of its steps, and *ends* on this rank as plain data, the sums of each key. This room
-knows nothing of Lightning's loops.
+An epoch *begins*, takes the losses of its steps, and *ends* on this rank as plain data, the sums of each key. This
+module knows nothing of Lightning's loops.
 """
 
 from collections import defaultdict
@@ -36,13 +36,11 @@ class RunState(TypedDict):
     Keys:
         open: the open epoch of each stage that has one.
         ended: for each stage, the epochs that have ended and are not written.
-        last: the training epoch that ended last.
         keys: the keys of validation.
     """
 
     open: dict[str, Epoch]
     ended: dict[str, list[Totals]]
-    last: Epoch
     keys: list[str]
 
 
@@ -55,15 +53,15 @@ class Stage:
 
     Attributes:
         ended: the totals of the epochs that have ended and are not written.
-        last: the epoch that ended last; its totals are over all ranks when it is written.
-        is_open: whether an epoch is open. If not, the attributes below are those of the last one.
+        last: the epoch that ended last. Once it is written, its totals are over all ranks.
+        is_open: whether an epoch is open.
         keys: the keys to record.
         mark: a number that tells an epoch of a fit from the next one; ``None`` without a Trainer.
-        resumed: the sums that the epoch begins with, from a checkpoint, over all ranks.
+        resumed_totals: the sums that the open epoch begins with, from a checkpoint, over all ranks.
         means: the mean of each key that had a loss on this rank.
         weight_is_default: whether ``epoch_loss_weight`` is not overridden, so that logged sizes count.
         size_is_length: whether the length of the first tensor of a batch is its size: the weight is the default, and
-            all tensors of the first batch that gave a loss had the same length. ``None`` before such a batch.
+            all tensors of the first batch that gave a loss had the same length.
         fast_mean: the mean that a usual step adds its loss to without a call of ours. The first step of an epoch sets
             it, if it is a usual one.
     """
@@ -96,12 +94,12 @@ class Stage:
             mean.reset()
         self.means: dict[str, ExactMean] = {}
         self.fast_mean: ExactMean | None = None
-        self.size_is_length: bool | None = None
-        self.resumed: Totals = {}
+        self.size_is_length = False
+        self.resumed_totals: Totals = {}
 
     def naming(self) -> tuple[str, PartnersOfKeys]:
         """What decides, beside the keys, which key a name means: see `_names.matches`."""
-        return self.name, self.run.partners.confirmed
+        return self.name, self.run.partners.of_keys
 
     def add(self, key: str, loss: float | Tensor, weight: float | Tensor) -> None:
         """Add a loss: a float, or a detached tensor without dimensions that nobody changes any more."""
@@ -111,9 +109,12 @@ class Stage:
 
     def mean(self, key: str) -> Tensor:
         """The mean so far on this rank, a 0-dim float64 tensor; NaN before the first loss."""
-        own, (total, weight) = self._accumulators[key], self.resumed.get(key, (0.0, 0.0))
-        mean = ExactMean.compute(own)
-        return (own.mean_value + total) / (own.weight + weight) if weight else mean
+        own = self._accumulators[key]
+        mean = ExactMean.compute(own)  # which adds its buffer to its sums
+        if key not in self.resumed_totals:
+            return mean
+        total, weight = self.resumed_totals[key]
+        return (own.mean_value + total) / (own.weight + weight)
 
     def totals(self, is_first_rank: bool) -> Totals:
         """The sums so far, with one read of the device.
@@ -123,7 +124,7 @@ class Stage:
         sums = [part for mean in self.means.values() for part in mean.sums()]
         numbers = iter(torch.stack([part.to(sums[0].device) for part in sums]).tolist() if sums else ())
         own = {key: [total, weight] for key, total, weight in zip(self.means, numbers, numbers)}
-        return added([own, self.resumed if is_first_rank else {}])
+        return added([own, self.resumed_totals if is_first_rank else {}])
 
 
 class Run:
@@ -133,7 +134,7 @@ class Run:
         trainer: the Trainer of the fit; ``None`` for the loops.
 
     Attributes:
-        resumes: whether the fit goes on from a checkpoint, and no epoch has begun since that was loaded.
+        is_resuming: whether a checkpoint was loaded, and no training epoch has begun since.
         val, train: its two stages.
         partners: the names under which its training logs its losses.
     """
@@ -144,7 +145,8 @@ class Run:
 
     def reset(self) -> None:
         """Forget all epochs that are not written."""
-        self.resumes, self.partners = False, Partners({})
+        self.is_resuming = False
+        self.partners = Partners({})
         self.val, self.train = Stage(self, "val"), Stage(self, "train")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -160,18 +162,22 @@ class Run:
         return {
             "open": {stage.name: {"mark": stage.mark, "totals": stage.totals(is_first_rank)} for stage in opened},
             "ended": {"val": [*self.val.ended], "train": [*self.train.ended]},
-            "last": self.train.last,
             "keys": [*self.val.keys],
         }
 
 
 def added(parts: Iterable[Totals], share: float = 1.0) -> Totals:
-    """The sums of several parts, each of which counts as much."""
+    """The sums of several parts, multiplied by ``share``."""
     sums: Totals = {}
     for key, (total, weight) in (item for part in parts for item in part.items()):
         before = sums.get(key, (0.0, 0.0))
         sums[key] = [before[0] + total * share, before[1] + weight * share]
     return sums
+
+
+def history_name(stage: str, key: str) -> str:
+    """The name in the history of a key in a stage."""
+    return "val_" + key if stage == "val" else key
 
 
 def given_keys(names: Iterable[str]) -> set[str]:

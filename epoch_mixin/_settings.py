@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from epoch_mixin._lightning import is_lightning_module
 from epoch_mixin._names import STAGE_WORDS, without_stage, words
-from epoch_mixin._values import Number, as_number
+from epoch_mixin._values import Number, Rejected, as_number
 from epoch_mixin._warn import warn
 
 LISTS = ("epoch_losses", "epoch_history")
@@ -43,7 +44,7 @@ def check_class(cls: type, mixin: type) -> None:
 
 
 def check_keys(keys: Any, owner: str) -> None:
-    """Refuse an ``owner.epoch_loss_keys`` that is not what it must be.
+    """Refuse a wrong ``owner.epoch_loss_keys``.
 
     Raises:
         TypeError: it is no tuple of strings.
@@ -57,20 +58,20 @@ def check_keys(keys: Any, owner: str) -> None:
         apart = "training and validation of a key are recorded apart"
         raise ValueError(f"{setting} = {as_code(keys)} has a stage in it: write {right}; {apart}")
     if len({*keys}) < len(keys):
-        raise ValueError(f"{setting} has keys that share a name in the history: {keys!r}; write each of them once")
+        raise ValueError(f"{setting} has keys that share a name in the history: {keys!r}; write each key once")
 
 
 def checked_weight(weight: Any, owner: str) -> Number:
     """Return what ``owner.epoch_loss_weight`` gave as a float or a tensor without dimensions.
 
-    Whether a tensor is negative or not finite shows when its epoch ends: to look now would wait for its device.
+    A tensor that is negative or not finite is refused when its epoch ends. To look now would wait for its device.
 
     Raises:
         TypeError: it is not one number.
         ValueError: it is negative, NaN or infinite.
     """
     number = as_number(weight)
-    if not isinstance(weight, (Real, Tensor)) or number is None or isinstance(number, str):
+    if not isinstance(weight, (Real, Tensor)) or number is None or isinstance(number, Rejected):
         raise TypeError(f"{owner}.epoch_loss_weight must return one number, not {weight!r}")
     if isinstance(weight, Real) and not 0 <= number < math.inf:
         raise ValueError(f"{owner}.epoch_loss_weight must return a finite number not below zero, not {weight}")
@@ -86,11 +87,6 @@ def check_sums(totals: Mapping[str, list[float]], owner: str, epoch: int) -> Non
     if not all(math.isfinite(weight) for _, weight in totals.values()):
         what = f"a negative number, NaN or infinity in epoch {epoch}"
         raise ValueError(f"{owner}.epoch_loss_weight returned {what}; return a finite number not below zero")
-
-
-def is_lightning_module(cls: type) -> bool:
-    """Whether a class is a LightningModule: by name, for either flavour, and without importing one."""
-    return any(base.__name__ == "LightningModule" for base in cls.__mro__)
 
 
 def as_code(keys: tuple[str, ...]) -> str:

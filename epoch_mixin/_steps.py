@@ -22,7 +22,7 @@ from epoch_mixin._weights import BatchSize, batch_size, first_size, size_beside
 __tracebackhide__ = True
 
 # How much a step counts: a number; or what its batch tells of its size, to be judged when the step has given a loss; or
-# nothing yet, of an iterator, which the step itself reads.
+# `None` for an iterator: the step reads its batch later.
 Weight = Number | BatchSize | None
 
 
@@ -57,7 +57,7 @@ def around_step(method: Callable[..., Any], name: str) -> Callable[..., Any]:
                     and str.__eq__(trainer.state.status, "running")  # not after an interrupt
                     and str.__eq__(trainer.state.fn, "fit")  # not in `validate`
                 ):
-                    run = recorder.fit  # be it in the sanity check, in which no epoch of validation is open
+                    run = recorder.fit  # also in the sanity check: no validation is open then, so `_prepare` decides
             stage = run and (run.train if in_training else run.val)
 
             batch = args[0] if args else None
@@ -81,7 +81,7 @@ def around_step(method: Callable[..., Any], name: str) -> Callable[..., Any]:
                         loss = output.item()
                     elif output.is_cuda and output.is_floating_point() and output.data_ptr():
                         loss = output.data.to(torch.float64, copy=True)
-                except Exception:  # `_record` says why
+                except Exception:  # `_record` reports it
                     pass
             if mean is not None and type(loss) in (float, Tensor):
                 mean.buffer.append((loss, weight))
@@ -142,21 +142,23 @@ def _record(
         weight = _weigh(module, stage, batch)
     diagnosis = module._epoch_recorder.diagnosis
     source = f"{LOADER}{loader}" if stage.name == "val" and isinstance(loader, int) else ""
+    is_first = not stage.means
     found = losses_of_step(stage, output, logged)
     size = weight if isinstance(weight, BatchSize) else None
     for key, loss, own_size in found.losses:
-        number: Any
+        loss_weight: Any
         if own_size is not None and stage.weight_is_default:
-            number = own_size
+            loss_weight = own_size
         elif size is not None:
-            number = _size(size, stage, logged, diagnosis)
+            loss_weight = _size(size, stage, logged, diagnosis)
         else:
-            number = weight
-        stage.add(key + source, loss, number)
-    if found.losses and stage.size_is_length is None:
+            loss_weight = weight
+        stage.add(key + source, loss, loss_weight)
+    if is_first and found.losses:
         stage.size_is_length = size is not None and size.agreed is not None
-        is_only_key = len(stage.keys) == 1 and "loss" in stage.means
-        stage.fast_mean = stage.means["loss"] if stage.size_is_length and is_only_key else None
+        # Not where there are several keys, or several dataloaders.
+        is_usual = stage.size_is_length and [*stage.means] == ["loss"] and len(stage.keys) == 1
+        stage.fast_mean = stage.means["loss"] if is_usual else None
     if found.missing or found.doubts:
         diagnosis.step(stage, found, output, logged)
 

@@ -29,13 +29,13 @@ _NO_LOSSES = {
 
 
 class Unrecorded:
-    """What the steps of an epoch that did not give a key returned and logged. It holds no tensor.
+    """For the steps of an epoch that gave no loss for a key: what they returned and logged. It holds no tensor.
 
     Attributes:
         returned: for each key, what the first of them returned.
         logged: the names that they logged, each with a note.
         at_end: the names that ``on_validation_epoch_end`` logged, each with a note.
-        numbered: the names that differ in nothing but a number.
+        numbered: the names that differ only in a number.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Unrecorded:
 
     def text(self, key: str) -> str:
         """What the first step that did not give the key returned, and what all such steps logged."""
-        text = f"returned {self.returned.get(key, 'None')}"
+        text = f"returned {self.returned[key]}" if key in self.returned else "was not called"
         if self.logged:
             text += f" and logged {_listed(self.logged)}"
         if self.at_end:
@@ -96,8 +96,8 @@ def _described(missing: Missing, output: Any, stage: Stage) -> str:
     if output is None:
         return "None"
     if entries is None:
-        is_tensor = missing.rejected.startswith("a Tensor of shape")
-        return missing.rejected if is_tensor else f"only {missing.rejected or f'a {type(output).__name__}'}"
+        what = missing.rejected or f"a {type(output).__name__}"
+        return what if missing.rejected and isinstance(output, Tensor) else f"only {what}"
     none = [key for key in (missing.key, *stage.keys) if key in entries and entries[key] is None]
     if none:
         return f"a {none[0]} of None"

@@ -23,8 +23,17 @@ class Place(NamedTuple):
     memory: int | None
     version: int | None
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it tells the same tensor from a changed one; not in inference mode."""
+        return self.memory is not None and self.version is not None
+
 
 NO_PLACE = Place(None, None)
+
+
+class Rejected(str):
+    """What a value is that is not one number, in words."""
 
 
 class Value(NamedTuple):
@@ -34,33 +43,32 @@ class Value(NamedTuple):
         name: its name; empty if it was returned without one.
         given: the value itself; of a metric, that of its latest call.
         place: the memory of a tensor.
-        number: what `as_number` made of it at that moment; ``None`` if its name means no key.
+        number: what `as_number` made of it at that moment; ``None`` also if its name means no key.
         size: the ``batch_size`` that was given with it.
     """
 
     name: str
     given: Any
     place: Place
-    number: Number | str | None = None
+    number: Number | Rejected | None = None
     size: Number | None = None
 
 
-def as_number(value: Any, dims: bool = True) -> Number | str | None:
+def as_number(value: Any, dims: bool = True) -> Number | Rejected | None:
     """Give a value as a float, or as a detached copy without dimensions if it is on a device.
 
-    If the value is not one number, give words that say what it is; for ``None``, ``None``. ``dims`` tells whether one
-    element with dimensions is one number.
+    For ``None``, give ``None``. ``dims`` tells whether one element with dimensions is one number.
     """
     kind = type(value).__name__
     try:
         if isinstance(value, Tensor):
             if type(value) is not Tensor or value.layout is not torch.strided:
                 value = _plain(value)
-            # A tensor that stands for others has no address on a device where all have one.
+            # A meta or fake tensor has the address 0. XLA and lazy tensors always have.
             has_value = value.device.type in ("xla", "lazy") or value.data_ptr()
             if not has_value or value.numel() != 1 or (value.ndim and not dims) or value.is_complex():
                 what = " without values" if value.is_meta else " of complex numbers" if value.is_complex() else ""
-                return f"a {kind} of shape {tuple(value.shape)}{what}"
+                return Rejected(f"a {kind} of shape {tuple(value.shape)}{what}")
             if value.is_cpu:
                 return float(value.item())
             # A copy: the user, or a replayed CUDA graph, may write to the memory again. MPS has no float64.
@@ -70,14 +78,16 @@ def as_number(value: Any, dims: bool = True) -> Number | str | None:
             return float(value)
     except Exception as error:  # whatever a value of unknown type may raise: recording must not
         where = ", as within a transform of torch.func" * isinstance(value, Tensor)
-        return f"a {kind} that cannot be read{where} ({error})"
-    return None if value is None else f"a {kind}"
+        return Rejected(f"a {kind} that cannot be read{where} ({error})")
+    return None if value is None else Rejected(f"a {kind}")
 
 
 def as_size(size: Any) -> Number | None:
-    """Give the ``batch_size`` of a ``self.log``; ``None`` if no step can count as much. Lightning takes it as it is."""
+    """Give the ``batch_size`` of a ``self.log``; ``None`` if it is no number, negative or not finite."""
     number = as_number(size) if isinstance(size, (Real, Tensor)) else None
-    return None if isinstance(number, str) or (isinstance(number, float) and not 0 <= number < math.inf) else number
+    return (
+        None if isinstance(number, Rejected) or (isinstance(number, float) and not 0 <= number < math.inf) else number
+    )
 
 
 def place_of(value: Any) -> Place:

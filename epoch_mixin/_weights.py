@@ -56,7 +56,7 @@ def batch_size(batch: Any) -> BatchSize:
 def first_size(batch: Any) -> int | None:
     """The length of the first tensor of a batch, as ``self.log`` would infer it.
 
-    That is Lightning's ``extract_batch_size``, but for iterables of unknown type, which it would read.
+    As Lightning's ``extract_batch_size``, but it does not read iterables of unknown type.
     """
     return next(_sizes(_size_of_tensor, batch), None)
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from epoch_mixin import _checkpoint, _loop, _recorder
-from epoch_mixin._hooks import Recorded, around_hook, record
+from epoch_mixin._hooks import Recorded, around_hook, wrap_methods
+from epoch_mixin._lightning import is_lightning_module
 from epoch_mixin._recorder import Recorder
-from epoch_mixin._settings import LISTS, check_class, is_lightning_module
+from epoch_mixin._settings import LISTS, check_class
 from epoch_mixin._steps import around_step, note_log
 from epoch_mixin._weights import batch_size
 
@@ -21,9 +22,9 @@ def _hook(before: Any = None, after: Any = None, group: str = "") -> Recorded:
     return Recorded(partial(around_hook, before=before, after=after, group=group))
 
 
-def _set_up(module: Any, *_: Any) -> None:
-    record(type(module), EpochLossMixin)  # a notebook or a test may have put a method into a class
-    _recorder.set_up(module)
+def _before_setup(module: Any, *_: Any) -> None:
+    wrap_methods(type(module), EpochLossMixin)  # a notebook or a test may have put a method into a class
+    _recorder.remember_trainer(module)
 
 
 class EpochLossMixin:
@@ -45,8 +46,8 @@ class EpochLossMixin:
     """
 
     epoch_loss_keys: tuple[str, ...] = ("loss",)
-    # Set in each class whose methods are recorded.
-    _is_set_up: bool
+    # Set in each class whose `__init_subclass__` ran.
+    _is_wrapped: bool
 
     if not TYPE_CHECKING:  # to a type checker they are what LightningModule says
         training_step = Recorded(around_step)
@@ -56,7 +57,7 @@ class EpochLossMixin:
         predict_step = _hook(group="step")
         log = _hook(before=note_log, group="log")
         log_dict = _hook(before=note_log, group="log")
-        setup = _hook(before=_set_up)
+        setup = _hook(before=_before_setup)
         # A fit that goes on in the middle of an epoch has no other start.
         on_train_start = _hook(before=_loop.begin)
         on_train_epoch_start = _hook(before=_loop.begin)
@@ -73,18 +74,18 @@ class EpochLossMixin:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         check_class(cls, EpochLossMixin)
-        cls._is_set_up = True
+        cls._is_wrapped = True
         # TorchScript would compile the properties.
         cls.__jit_unused_properties__ = [*getattr(cls, "__jit_unused_properties__", []), *LISTS]  # type: ignore[attr-defined]
-        record(cls, EpochLossMixin)
+        wrap_methods(cls, EpochLossMixin)
 
     # Made when first needed, so that the mixin has no ``__init__`` that a user could forget to call.
     @cached_property
     def _epoch_recorder(self) -> Recorder:
         cls = type(self)
-        if "_is_set_up" not in vars(cls):
+        if "_is_wrapped" not in vars(cls):
             raise TypeError(
-                f"{cls.__name__} was made without EpochLossMixin taking part: one of its bases has an"
+                f"{cls.__name__} was not set up by EpochLossMixin: one of its bases has an"
                 " `__init_subclass__` that does not call `super().__init_subclass__()`"
             )
         if not is_lightning_module(cls):
@@ -122,8 +123,8 @@ class EpochLossMixin:
         """The history as one row a training epoch, for ``pd.DataFrame``, ``csv.DictWriter`` or ``json``.
 
         Returns:
-            Rows such as ``{"epoch": 0, "loss": 1.9, "val_loss": 1.1}``. A validation key is only where that epoch has a
-            run, with the value of its last.
+            Rows such as ``{"epoch": 0, "loss": 1.9, "val_loss": 1.1}``. A row has a validation key only if that epoch
+            was validated. It holds the last value.
         """
         return self._epoch_recorder.history.records()
 
@@ -131,7 +132,7 @@ class EpochLossMixin:
         """The mean so far of the open training epoch on this rank.
 
         Args:
-            key: one of ``epoch_loss_keys``; by default ``"loss"``, or the first of them where that is not among them.
+            key: one of ``epoch_loss_keys``; by default ``"loss"`` if it is one, else the first.
 
         Returns:
             A float64 tensor without dimensions, detached, on the device of the losses; reading it does not wait for the
@@ -155,7 +156,7 @@ class EpochLossMixin:
                 last.
 
         Returns:
-            A number that is finite and not negative; or such a tensor with one element, which is never read while the
+            A number that is finite and not negative, or a tensor with one such number, which is not read while the
             epoch runs. By default the size of the batch: the length that all its tensors have; else what it says of
             itself, as ``num_graphs`` or ``batch_size``; else the length of its first tensor, as ``self.log`` would
             infer it; 1 if it has none.

@@ -13,7 +13,7 @@ from unittest import mock
 
 import pytest
 
-from epoch_mixin._hooks import Recorded, around_hook, record
+from epoch_mixin._hooks import Recorded, around_hook, wrap_methods
 from tests.helpers import BoundAsMethod, Decorator
 
 
@@ -30,7 +30,7 @@ class Mixin:
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        record(cls, Mixin)
+        wrap_methods(cls, Mixin)
 
     def __new__(cls, *args):
         self = super().__new__(cls)
@@ -83,7 +83,7 @@ def test_the_mixin_adds_no_method_and_changes_no_other_class():
 def test_record_does_nothing_the_second_time():
     for cls in (Child, type("Model", (Child,), {"step": Parent.step}), type("Model", (Parent, Mixin), {})):
         before = dict(vars(cls))
-        record(cls, Mixin)
+        wrap_methods(cls, Mixin)
         assert dict(vars(cls)) == before
 
 
@@ -387,13 +387,13 @@ def test_a_method_that_a_class_is_given_later_is_recorded_once_record_runs_again
         model = cls()
         with mock.patch.object(cls, "step", lambda self, x: 7 * x):
             assert model.step(1) == 7
-            record(cls, Mixin)
+            wrap_methods(cls, Mixin)
             assert model.step(1) == 7
             assert model.calls == [("step", (1,), {})]
         assert model.step(1) == before
         assert model.calls == [("step", (1,), {})] * 2
     del Heir.step
-    record(Heir, Mixin)
+    wrap_methods(Heir, Mixin)
     model = Heir()
     assert model.step(1) == 2 and model.calls == [("step", (1,), {})]
 

@@ -29,7 +29,6 @@ def test_names_are_compared_by_their_words(stage, names, others):
 def test_words_that_a_key_has_tell_something():
     assert_names("total", ["val_total", "total"], ["val_loss", "val_mean_total"])
     assert_names("step_time", ["val_step_time", "step_time"], ["val_time"])
-    assert_names("top1_train_acc", ["top1_train_acc"], ["top1_acc", "val_top1_acc"])
     assert_names("miou", ["val_mIoU", "mIoU"], ["val_IoU"])
     assert_names("verlust_ω", ["val_Verlust/Ω", "ω verlust"], ["val_Verlust"])
 
@@ -97,13 +96,13 @@ def test_numbers_of_a_key_tell_something():
 
 def test_a_partner_is_one_as_long_as_every_step_confirms_it():
     partners = Partners({"kl": {"train_kl": True, "other": False}})
-    assert partners.confirmed == (("kl", ("train_kl",)),)
+    assert partners.of_keys == (("kl", ("train_kl",)),)
     partners.add("loss", {"train_rec": True, "train_loss": False})
-    assert partners.confirmed == (("kl", ("train_kl",)), ("loss", ("train_rec",)))
+    assert partners.of_keys == (("kl", ("train_kl",)), ("loss", ("train_rec",)))
     partners.add("loss", {"train_rec": False})
     partners.add("loss", {"train_rec": True, "train_loss": True, "train_total": True})
-    assert partners.confirmed == (("kl", ("train_kl",)), ("loss", ("train_total",)))
-    assert Partners(partners.evidence).confirmed == partners.confirmed
+    assert partners.of_keys == (("kl", ("train_kl",)), ("loss", ("train_total",)))
+    assert Partners(partners.evidence).of_keys == partners.of_keys
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_each_key_has_its_own_weight():
 def test_a_resumed_epoch_begins_with_the_sums_of_the_checkpoint_on_the_first_rank():
     train = Run().train
     train.begin(("loss", "kl"), 3)
-    train.resumed = {"loss": [8.0, 2.0], "kl": [1.0, 4.0]}
+    train.resumed_totals = {"loss": [8.0, 2.0], "kl": [1.0, 4.0]}
     assert train.mean("loss") == 4.0
     add(train, (1.0, 1))
     assert train.mean("loss") == 3.0

@@ -95,7 +95,7 @@ def no_key(stage, key, what):
 
 NUMBERS = "; a number does not tell which of 'val_loss_1', 'val_loss_2' is the loss"
 TIE = (
-    "Model.validation_step: 'val_loss' is what it gives as 'val_loss_total', though 'val_loss_mean' is as close and has"
+    "Model.validation_step: 'val_loss' is what it gives as 'val_loss_total', but 'val_loss_mean' is as close and has"
     ' another value; to choose, self.log("val_loss", ...), or return {"loss": ...}'
 )
 BARE = (
@@ -205,7 +205,7 @@ def test_what_is_said_of_a_checkpoint_without_losses(tmp_path, recwarn):
     model = model_of()
     model.automatic_optimization = True
     trainer(max_epochs=3).fit(model, loader(), ckpt_path=path)
-    how = "`epoch_history.clear()` leaves them out"
+    how = "`epoch_history.clear()` removes them"
     assert messages(recwarn, "Model") == [f"Model: the checkpoint holds no loss of the last 2 of 2 epochs: nan; {how}"]
 
 

@@ -502,7 +502,7 @@ def test_another_name_that_is_as_close_is_told_if_its_value_differs(other, warne
     assert_right_curves(model)
     found = messages(recwarn, "Model")
     assert len(found) == warned
-    assert all("'val_loss' is what it gives as 'val_loss_total', though 'val_loss_mean' is" in text for text in found)
+    assert all("'val_loss' is what it gives as 'val_loss_total', but 'val_loss_mean' is" in text for text in found)
     assert all('self.log("val_loss", ...)' in text for text in found)
 
 
