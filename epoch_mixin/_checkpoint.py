@@ -160,6 +160,8 @@ def _read(record: Any) -> Record:
     """Build all parts of a record; one of an older version has fewer of them."""
     val_epochs = {_text(name): [index(epoch) for epoch in epochs] for name, epochs in record["val_epochs"].items()}
     val_parts = {_text(name): _floats(parts) for name, parts in record.get("val_parts", {}).items()}
+    if any(epoch < 0 for epochs in val_epochs.values() for epoch in epochs):
+        raise ValueError("a negative epoch")
     ended = record.get("ended", {})
     partners = record.get("partners", {})
     return Record(
@@ -187,7 +189,10 @@ def _totals(totals: Any) -> Totals:
 
 def _evidence(names: Any) -> dict[str, bool]:
     # Version 0.2 of the package saved the partners only.
-    return dict(names) if isinstance(names, dict) else dict.fromkeys(map(_text, names), True)
+    evidence = names if isinstance(names, dict) else dict.fromkeys(list(names), True)
+    if isinstance(names, str) or not all(type(is_partner) is bool for is_partner in evidence.values()):
+        raise ValueError("partners without evidence")
+    return {_text(name): is_partner for name, is_partner in evidence.items()}
 
 
 def _stage(name: Any) -> str:

@@ -33,46 +33,38 @@ class Diagnosis:
         # The topics that were told, such as ``("missing", stage, key)``.
         self._said: set[Any] = set()
         self._unrecorded = {"train": Unrecorded(), "val": Unrecorded()}
-        # The index of the latest batch when the open training epoch began, or was resumed.
-        self._index_before: Any = None
         self._has_validated = False
 
     def epoch_begins(self, stage: str) -> None:
         """Forget the steps of the last epoch."""
         self._unrecorded[stage] = Unrecorded()
 
-    def training_begins(self, batch_index: Any) -> None:
-        """Note the index of the latest batch in the fit."""
-        self._index_before = batch_index
-
     def step(self, stage: Stage, found: StepLosses, output: Any, logged: list[Value]) -> None:
         """Note the keys that a step did not give. Tell a key of training that no later step or validation can give."""
         for doubt in found.doubts:
-            self._tell_doubt(stage, doubt)
+            self._tell_doubt(stage, doubt, STEP[stage.name])
         for missing in found.missing:
             self._unrecorded[stage.name].add(stage, missing, output, logged)
             if stage.name == "train" and self._is_final(missing, stage, output, found):
                 self._tell_missing(stage, missing.key)
 
     def end_of_validation(self, val: Stage, found: StepLosses, logged: list[Value]) -> None:
-        """Note what ``on_validation_epoch_end`` logged where the steps had not given every key."""
+        """Note what ``on_validation_epoch_end`` logged for keys that the steps had not given."""
         for doubt in found.doubts:
-            self._tell_doubt(val, doubt)
+            self._tell_doubt(val, doubt, "on_validation_epoch_end")
         for missing in found.missing:
             self._unrecorded["val"].add_end(missing, logged)
 
-    def training_written(self, train: Stage, totals: Totals, nan_keys: list[str], batch_index: Any) -> None:
+    def training_written(self, train: Stage, totals: Totals, nan_keys: list[str], was_done: bool) -> None:
         """Tell the keys of which a written training epoch has no loss.
 
         Args:
             train: the stage.
             totals: the sums of the epoch, over all ranks.
             nan_keys: the keys whose mean is NaN for want of a loss.
-            batch_index: the index of the latest batch in the fit, if the epoch had batches. If that is still the one
-                with which the epoch was resumed, Lightning found no batch left, and no step is missing.
+            was_done: whether all batches of the epoch were done before a resume.
         """
         unrecorded = self._unrecorded["train"]
-        was_done = batch_index is not None and batch_index == self._index_before
         self._tell_nan([key for key in nan_keys if key in totals], _ALL_ZERO)
         missing = [key for key in nan_keys if key not in totals and ("missing", "train", key) not in self._said]
         if totals:
@@ -130,10 +122,9 @@ class Diagnosis:
         key, entries = missing.key, entries_of(output) or {}
         if missing.rejected or missing.numbered:
             return True
-        # Lightning skips a step that returns None; None for a key says the same of that loss.
-        if (output is None and not found.losses) or any(
-            name in entries and entries[name] is None for name in train.keys
-        ):
+        # Lightning skips a step that returns None, and one that optimizes manually may log another loss each time. None
+        # for a key says the same of that loss.
+        if output is None or any(name in entries and entries[name] is None for name in train.keys):
             return False
         may_come = key in train.means or key in self.history.given or self._validation_may_give(key, train)
         return not (found.losses and may_come)
@@ -157,17 +148,17 @@ class Diagnosis:
             names, epoch = ", ".join(map(repr, told)), self.history.count - 1
             self._warn(f": no step of epoch {epoch} gave a loss for {names}, so its mean is nan: {why}")
 
-    def _tell_doubt(self, stage: Stage, doubt: Doubt) -> None:
+    def _tell_doubt(self, stage: Stage, doubt: Doubt, method: str) -> None:
         curve = history_name(stage.name, doubt.key)
         closest = f"{stage.name}_{doubt.key}"
-        others = ", ".join(map(repr, doubt.others))
+        rivals = ", ".join(map(repr, doubt.rivals))
         if not doubt.name:
-            what = f"{curve!r} is the value that it returns and logs as {others}"
+            what = f"{curve!r} is the value that it returns and logs as {rivals}"
             how = f'if that is not the loss, log the loss: self.log("{closest}", ...)'
         else:
-            what = f"{curve!r} is what it gives as {doubt.name!r}, but {others} is as close and has another value"
+            what = f"{curve!r} is what it gives as {doubt.name!r}, but {rivals} is as close and has another value"
             how = f'to choose, self.log("{closest}", ...), or return {{"{doubt.key}": ...}}'
-        self._say(("doubt", stage.name, doubt.key), f".{STEP[stage.name]}: {what}; {how}")
+        self._say(("doubt", stage.name, doubt.key), f".{method}: {what}; {how}")
 
     def _text(self, stage: Stage, missing: list[str], given: Collection[str]) -> str:
         """What the steps that did not give some keys returned and logged, and the keys that would record it."""

@@ -30,8 +30,9 @@ class History:
     @property
     def count(self) -> int:
         """How many training epochs there are; none once the user has cleared ``epoch_losses`` or ``epoch_history``."""
-        names = ["loss"] if "loss" in self.given else self.given or self.means
-        return self._written if any(self.means.get(name) for name in names) else 0
+        first = next((name for name in ("loss", *self.means) if name in self.given), None)
+        has_values = self.means.get(first) if first else any(self.means.values())
+        return self._written if has_values else 0
 
     def list_of(self, key: str) -> list[float]:
         """The list of a training key, which `means` holds as soon as it has a value."""
@@ -120,11 +121,13 @@ class History:
         """
         result: dict[str, list[float]] = {}
         for name, epochs in self.val_epochs.items():
-            runs, before = Counter(epochs), Counter[int]()
+            places = list(zip(epochs, self.val_parts[name]))
+            unknown = Counter(epoch for epoch, part in places if math.isnan(part))
+            before = Counter[int]()
             result[name] = []
-            for epoch, part in zip(epochs, self.val_parts[name]):
-                before[epoch] += 1
-                result[name].append(epoch + (before[epoch] / runs[epoch] if math.isnan(part) else part))
+            for epoch, part in places:
+                before[epoch] += math.isnan(part)
+                result[name].append(epoch + (before[epoch] / unknown[epoch] if math.isnan(part) else part))
         return result
 
 

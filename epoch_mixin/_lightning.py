@@ -48,17 +48,18 @@ def batch_index(trainer: Any) -> Any:
     return getattr(trainer.fit_loop, "total_batch_idx", trainer.global_step)
 
 
-def trained_part(trainer: Any) -> float:
-    """Which part of its training epoch a Trainer has trained, from 0 to 1; NaN if the epoch's length is unknown."""
+def trained_part(trainer: Any, batches_since: int) -> float:
+    """Which part of its training epoch a Trainer had trained a number of batches ago, from 0 to 1.
+
+    NaN if that is not known, as for an iterable dataset without a length.
+    """
     with suppress(AttributeError):
-        epochs = trainer.fit_loop.epoch_progress.current
         batches = trainer.fit_loop.epoch_loop.batch_progress
-        if epochs.ready == epochs.processed:
-            return 0.0  # within `on_train_start`, where the batches are still those of the last fit
-        if batches.is_last_batch:
+        done = batches.current.ready - batches_since
+        if batches.is_last_batch and batches_since == 0:
             return 1.0
-        if math.isfinite(trainer.num_training_batches):
-            return batches.current.ready / trainer.num_training_batches  # type: ignore[no-any-return]
+        if math.isfinite(trainer.num_training_batches) and 0 <= done <= trainer.num_training_batches:
+            return done / trainer.num_training_batches  # type: ignore[no-any-return]
     return math.nan
 
 

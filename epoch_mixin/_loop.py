@@ -65,7 +65,7 @@ def begin(module: Any, name: str, *_: Any) -> None:
         open_epoch(module, stage)
         return
     if stage.name == "train":
-        module._epoch_recorder.diagnosis.training_begins(batch_index(stage.run.trainer))
+        stage.begun_at = batch_index(stage.run.trainer)
         if stage.run.is_resuming:
             _resume(module, stage)
     if stage.is_open and stage.mark != _mark(stage):
@@ -143,9 +143,10 @@ def add_logged_at_end(module: Any, ended: EndedValidation | None) -> None:
     diagnosis = module._epoch_recorder.diagnosis
     if ended.missing:
         step = losses_of_step(val, None, ended)
+        step = step.of_keys(ended.missing)
         diagnosis.end_of_validation(val, step, ended)
         val.begin(val.keys, val.mark)
-        for key, loss in {each.key: each.loss for each in step.losses if each.key in ended.missing}.items():
+        for key, loss in {each.key: each.loss for each in step.losses}.items():
             val.add(key, loss, 1.0)
         end(module, val)
         totals = added([totals, val.last["totals"]])
@@ -197,12 +198,18 @@ def _write(module: Any, stage: Stage, totals: Totals, part: float) -> None:
     check_sums(totals, recorder.owner, recorder.history.count)
     nan_keys = recorder.history.write(stage.name, totals, module.epoch_loss_keys, part)
     if stage.name == "train":
-        index = batch_index(trainer) if trainer is not None and has_batches(trainer) else None
-        recorder.diagnosis.training_written(stage, totals, nan_keys, index)
+        # After some resumes Lightning finds no batch left, so that no step is missing.
+        was_done = trainer is not None and has_batches(trainer) and stage.begun_at == batch_index(trainer)
+        recorder.diagnosis.training_written(stage, totals, nan_keys, was_done)
 
 
 def _trained_part(run: Run) -> float:
     """Which part of the open training epoch has been trained, from 0 to 1; NaN if that is not known."""
-    if run.trainer is not None:
-        return trained_part(run.trainer)
-    return math.nan if run.train.means else 0.0
+    if run.trainer is None:
+        return math.nan if run.train.means else 0.0
+    index = batch_index(run.trainer)
+    has_begun = index != run.train.begun_at or run.train.resumed_totals
+    if not (run.train.is_open and has_begun):
+        return 0.0  # a user validates in `on_train_start`, or in `on_train_epoch_end`
+    # A validation from a checkpoint may end some batches later.
+    return math.nan if run.val.mark is None else trained_part(run.trainer, index - run.val.mark)

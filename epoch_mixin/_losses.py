@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from epoch_mixin._names import Candidate, Candidates, Kind, Match, candidates, matches
+from epoch_mixin._names import Candidate, Candidates, Kind, Match, candidates, matches, words
 from epoch_mixin._run import Stage
 from epoch_mixin._values import NO_PLACE, Number, Rejected, Value, as_number, as_size, place_of
 
@@ -73,12 +73,12 @@ class Doubt(NamedTuple):
     Attributes:
         key: the key.
         name: the name of the value that counts; empty if it was returned without one.
-        others: names that are as close and have another value; for a bare value, names as which it was logged.
+        rivals: names that are as close and have another value; for a bare value, names as which it was logged.
     """
 
     key: str
     name: str
-    others: tuple[str, ...]
+    rivals: tuple[str, ...]
 
 
 class StepLosses(NamedTuple):
@@ -87,6 +87,14 @@ class StepLosses(NamedTuple):
     losses: list[KeyLoss]
     missing: list[Missing]
     doubts: list[Doubt]
+
+    def of_keys(self, keys: set[str]) -> "StepLosses":
+        """What was given for some of the keys."""
+        return StepLosses(
+            losses=[loss for loss in self.losses if loss.key in keys],
+            missing=[missing for missing in self.missing if missing.key in keys],
+            doubts=[doubt for doubt in self.doubts if doubt.key in keys],
+        )
 
 
 def losses_of_step(stage: Stage, output: Any, logged: list[Value]) -> StepLosses:
@@ -111,11 +119,11 @@ def losses_of_step(stage: Stage, output: Any, logged: list[Value]) -> StepLosses
             size = _own_size(loss, names, same, step) if logged else None
             result.losses.append(KeyLoss(key, loss.number, size))  # type: ignore[arg-type]  # it is a number
         if logged and in_training:
-            names_of_loss = {value.name for value in same}
-            stage.run.partners.add(key, {name: name in names_of_loss for name in step.by_name})
-        others = step.others(candidate, names, losses[0]) if len(names) > 1 or (logged and not in_training) else ()
-        if others:
-            result.doubts.append(Doubt(key, candidate.name, others))
+            others = {value.name for value in logged if not any(value is each for each in same)}
+            stage.run.partners.add(key, {name: name not in others for name in step.by_name})
+        rivals = step.rivals(key, candidate, names, losses[0]) if len(names) > 1 or (logged and not in_training) else ()
+        if rivals:
+            result.doubts.append(Doubt(key, candidate.name, rivals))
     return result
 
 
@@ -153,23 +161,30 @@ class _Step:
         # In validation one element with dimensions is rather the prediction for a batch of one.
         return [Value(candidate.name, given, place, as_number(given, self.stage.name == "train"))]
 
-    def others(self, chosen: Candidate, names: list[Candidate], loss: Value) -> tuple[str, ...]:
+    def rivals(self, key: str, chosen: Candidate, names: list[Candidate], loss: Value) -> tuple[str, ...]:
         """Other names that cast doubt on a value: those as close, with another value; and those of a bare value."""
         if chosen is _BARE and self.stage.name == "train":
             return ()  # what a training step returns is its loss, whatever it logs it as
         if chosen is _BARE:
             logged_as = dict.fromkeys(value.name for value in self.logged if _is_same(value, loss))
-            return tuple(name for name in logged_as if "loss" not in name.lower())
-        rivals = [other for other in names if other.is_logged == chosen.is_logged and other.match == chosen.match]
-        return tuple(other.name for other in rivals if other != chosen and _differ(loss, self.values(other)[0]))
+            return tuple(name for name in logged_as if not any(word.endswith("loss") for word in words(name)))
+        if chosen.name in (key, f"{self.stage.name}_{key}"):
+            return ()  # the usual names
+        as_close = [other for other in names if other.is_logged == chosen.is_logged and other.match == chosen.match]
+        return tuple(
+            other.name
+            for other in as_close
+            if other != chosen and any(_differ(loss, value) for value in self.values(other))
+        )
 
 
 def _own_size(loss: Value, names: list[Candidate], same: list[Value], step: _Step) -> Number | None:
-    """The ``batch_size`` that was given with a loss, with another of its names, or with the same tensor."""
+    """The ``batch_size`` that was given with a loss, with the same tensor or number, or under the usual name."""
     if loss.size is not None:
         return loss.size
-    of_names = [value for name in names if name.is_logged for value in step.by_name[name.name]]
-    return next((value.size for value in (*of_names, *same) if value.size is not None), None)
+    of_names = [(name, value) for name in names if name.is_logged for value in step.by_name[name.name]]
+    own = [value for name, value in of_names if name.match.is_exact or _is_equal(value.number, loss.number)]
+    return next((value.size for value in (*own, *same) if value.size is not None), None)
 
 
 def _same_tensor(loss: Value, logged: list[Value]) -> list[Value]:
@@ -179,7 +194,15 @@ def _same_tensor(loss: Value, logged: list[Value]) -> list[Value]:
 
 
 def _is_same(value: Value, loss: Value) -> bool:
-    return value.given is loss.given or (value.place.memory is not None and value.place == loss.place)
+    """Whether a logged value is the one that was returned: the same object or memory, or a copy on the CPU."""
+    if value.given is loss.given or (value.place.memory is not None and value.place == loss.place):
+        return True
+    is_on_device = isinstance(value.given, Tensor) and not value.given.is_cpu
+    return not is_on_device and _is_equal(as_number(value.given), loss.number)
+
+
+def _is_equal(number: Any, other: Any) -> bool:
+    return type(number) is type(other) is float and number == other
 
 
 def _differ(loss: Value, other: Value) -> bool:

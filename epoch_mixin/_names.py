@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # Words that tell the stage.
 _STAGES = {"train": {"train", "training", "trainer"}, "val": {"val", "valid", "validation", "validate", "dev", "eval"}}
@@ -49,6 +49,11 @@ class Match(NamedTuple):
     fillers: int = 0
     tells_no_stage: bool = False
     other_words: int = 0
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the name has the words of the key, and no other."""
+        return self.kind <= Kind.HAS_WORDS and not (self.words_beside_partner or self.fillers or self.other_words)
 
 
 class Candidate(NamedTuple):
@@ -130,11 +135,14 @@ def matches(name: str, keys: Names, stage: str, partners: PartnersOfKeys = ()) -
     closest = min(by_words.values(), default=None)
     result = {key: match for key, match in by_words.items() if match == closest}
     for key, names in partners if stage == "val" else ():
-        differences = [found ^ set(words(partner)) for partner in names]
-        beside = [len(differ - STAGE_WORDS) for differ in differences if not _telling(differ)]
-        if key in keys and beside and not found <= _NEUTRAL:
+        beside = [count for partner in names if (count := _words_beside(found, set(words(partner)))) is not None]
+        # A name that has the words of another key means that one.
+        is_free = key in by_words or not by_words
+        if key in keys and beside and is_free and not found <= _NEUTRAL:
             kind = Kind.CONFIRMED if found >= set(words(key)) else Kind.PARTNER
-            result[key] = by_words.get(key, Match(kind))._replace(kind=kind, words_beside_partner=min(beside))
+            other_words = len(found - set(words(key)) - STAGE_WORDS)
+            match = by_words.get(key) or Match(kind, other_words=other_words)
+            result[key] = match._replace(kind=kind, words_beside_partner=min(beside))
     return result
 
 
@@ -143,18 +151,22 @@ def candidates(
     returned: Names, logged: Names, keys: Names, stage: str, partners: PartnersOfKeys
 ) -> dict[str, Candidates]:
     """For each key, the names that a step returned or logged and that may give its loss."""
+    given = (*((False, name) for name in returned), *((True, name) for name in logged))
     result = {}
     for key in keys:
-        names, numbered = list[Candidate](), set[str]()
-        for is_logged, given in ((False, returned), (True, logged)):
-            close = {name: match for name in given if (match := matches(name, keys, stage, partners).get(key))}
-            only_numbers_differ = _differ_in_a_number(close, key)
-            numbered |= only_numbers_differ
-            # What is returned under the key itself comes first.
-            ranked = sorted(close.items(), key=lambda item: (is_logged or item[0] != key, item[1]))
-            names += [Candidate(is_logged, *item) for item in ranked if item[0] not in only_numbers_differ]
-        result[key] = Candidates(names, tuple(name for name in (*returned, *logged) if name in numbered))
+        close = {name: match for _, name in given if (match := matches(name, keys, stage, partners).get(key))}
+        groups = [group for group in _differ_in_a_number((*returned, *logged), key, stage) if group & close.keys()]
+        numbered = tuple(dict.fromkeys(name for _, name in given if any(name in group for group in groups)))
+        names = [Candidate(is_logged, name, close[name]) for is_logged, name in given if name in close]
+        names = [candidate for candidate in names if candidate.name not in numbered]
+        result[key] = Candidates(sorted(names, key=lambda candidate: _rank(candidate, key, stage)), numbered)
     return result
+
+
+def _rank(candidate: Candidate, key: str, stage: str) -> tuple[Any, ...]:
+    """What is returned comes first, and in it the key itself; of names that are as close, ``val_loss`` as it stands."""
+    is_logged, name, match = candidate
+    return is_logged, not is_logged and name != key, match, name != f"{stage}_{key}"
 
 
 def key_for(name: str) -> str:
@@ -173,6 +185,12 @@ def _telling(found: Iterable[str]) -> set[str]:
     return {word for word in {*found} - STAGE_WORDS - _NEUTRAL if not word.isdecimal()}
 
 
+def _words_beside(found: set[str], partner: set[str]) -> int | None:
+    """How many words a name has, or lacks, beside those of a partner; ``None`` if they tell something else."""
+    has_other_number = any(map(str.isdecimal, found - partner)) and any(map(str.isdecimal, partner - found))
+    return None if has_other_number or _telling(found ^ partner) else len((found ^ partner) - STAGE_WORDS)
+
+
 def _match_words(found: set[str], key: str, stage: str) -> Match | None:
     other = found - set(words(key)) - _STAGES[stage]
     fillers = other & _FILLERS if key == "loss" else set()
@@ -181,10 +199,12 @@ def _match_words(found: set[str], key: str, stage: str) -> Match | None:
     return Match(Kind.HAS_WORDS, 0, len(fillers), not found & _STAGES[stage], len(other))
 
 
-def _differ_in_a_number(names: Iterable[str], key: str) -> set[str]:
-    """The names that differ from another one only in a number, as ``loss_1`` and ``loss_2`` do."""
-    alike = defaultdict[frozenset[str], list[str]](list)
+def _differ_in_a_number(names: Iterable[str], key: str, stage: str) -> list[set[str]]:
+    """The groups of names that differ from each other only in a number, as ``loss_1`` and ``loss_2`` do."""
+    alike = defaultdict[frozenset[str], set[str]](set)
     for name in names:
-        if any(word.isdecimal() for word in set(words(name)) - set(words(key))):
-            alike[frozenset(_telling(words(name)))].append(name)
-    return {name for group in alike.values() if len(group) > 1 for name in group}
+        found = set(words(name))
+        is_numbered = any(word.isdecimal() for word in found - set(words(key)))
+        if is_numbered and not found & (STAGE_WORDS - _STAGES[stage]):
+            alike[frozenset(_telling(found))].add(name)
+    return [group for group in alike.values() if len(group) > 1]

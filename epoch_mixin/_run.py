@@ -57,6 +57,7 @@ class Stage:
         is_open: whether an epoch is open.
         keys: the keys to record.
         mark: a number that tells an epoch of a fit from the next one; ``None`` without a Trainer.
+        begun_at: the index of the latest batch in the fit when the epoch began, or was resumed.
         resumed_totals: the sums that the open epoch begins with, from a checkpoint, over all ranks.
         means: the mean of each key that had a loss on this rank.
         weight_is_default: whether ``epoch_loss_weight`` is not overridden, so that logged sizes count.
@@ -75,6 +76,7 @@ class Stage:
         self.is_open, self.weight_is_default = False, False
         self.keys: tuple[str, ...] = ()
         self.mark: int | None = None
+        self.begun_at: Any = None
         self._reset()
 
     def begin(self, keys: tuple[str, ...], mark: int | None, weight_is_default: bool = True) -> None:

@@ -184,7 +184,9 @@ class EpochLossMixin:
         return plot(self.epoch_history, self._epoch_recorder.history.validated_at(), ax, label)
 
     def _main_key(self) -> str:
-        return "loss" if "loss" in self.epoch_loss_keys else self.epoch_loss_keys[0]
+        keys = self.epoch_loss_keys
+        # The first that training gives, if validation alone gives some.
+        return "loss" if "loss" in keys else next((key for key in keys if key in self.epoch_history), keys[0])
 
 
 def _kept(name: str) -> str:

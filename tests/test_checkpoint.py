@@ -74,6 +74,8 @@ DAMAGED = [
     *((["open", "train", "totals", "kl"], [2.0, None]), (["open", "train", "totals", "kl"], [2.0, -1.0])),
     *((["open", "test"], {"mark": None, "totals": {}}), (["ended"], None), (["ended", "val"], {"loss": [4.0, 2.0]})),
     *((["last"], None), (["partners"], {"loss": 3}), (["version"], "1"), (["val_parts"], [0.5])),
+    *((["partners", "loss"], {1: True}), (["partners", "loss"], {"x": None}), (["partners", "loss"], "x")),
+    *((["val_epochs", "val_loss"], [-1]), (["partners", "loss"], [1])),
 ]
 
 

@@ -84,6 +84,38 @@ def test_a_record_is_a_row_for_each_training_epoch():
     ]
 
 
+def test_a_history_starts_again_when_the_list_of_the_first_key_is_cleared():
+    history, keys = History(), ("g_loss", "d_loss")
+    write(history, {"g_loss": 1, "d_loss": 2}, {"g_loss": 3, "d_loss": 4}, keys=keys)
+    history.list_of("g_loss").clear()
+    write(history, {"g_loss": 5, "d_loss": 6}, keys=keys)
+    assert history.means == {"g_loss": [5.0], "d_loss": [6.0]}
+
+
+def test_a_list_that_was_read_before_it_had_a_value_is_the_one_that_gets_it():
+    history = History()
+    held = history.list_of("loss")
+    assert held == [] and history.means == {}
+    history.restore({"loss": [1.0]}, {}, {})
+    assert held == [1.0] and held is history.means["loss"] is history.list_of("loss")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "parts", "x"),
+    [
+        ([0, 0, 0, 0, 1], [0.25, 0.5, 0.75, 1.0, 0.25], [0.25, 0.5, 0.75, 1.0, 1.25]),
+        ([0, 0, 1, 2], [0.0, 1.0, 1.0, 1.0], [0.0, 1.0, 2.0, 3.0]),
+        ([0, 0, 0, 1], [math.nan] * 4, [1 / 3, 2 / 3, 1.0, 2.0]),
+        ([1, 3], [math.nan, 1.0], [2.0, 4.0]),
+    ],
+    ids=["parts", "before training", "unknown", "every other epoch"],
+)
+def test_a_validation_lies_where_it_ran(epochs, parts, x):
+    history = History()
+    history.restore({"loss": [1.0] * 4, "val_loss": [1.0] * len(x)}, {"val_loss": epochs}, {"val_loss": parts})
+    assert history.validated_at() == {"val_loss": pytest.approx(x)}
+
+
 @pytest.mark.parametrize("cleared", ["epoch_losses", "all lists", "epoch_history"])
 def test_a_cleared_history_starts_again(cleared):
     history = History()

@@ -85,7 +85,25 @@ def test_partners_count_with_the_stage_exchanged():
 def test_names_that_differ_in_a_number_are_no_evidence(logged, kept, numbered):
     assert names((), logged)["loss"] == (kept, numbered)
     assert names(logged, ())["loss"] == (kept, numbered)
-    assert names(logged[:1], logged[1:])["loss"][1] in ((), logged[1:])
+    assert names(logged[:1], logged[1:])["loss"] == (kept, numbered)  # also where one is returned and one is logged
+
+
+def test_a_name_of_a_key_with_a_number_leaves_no_other_number_to_a_key_without():
+    found = names((), ("val_loss_1", "val_loss_2"), ("loss", "loss_1"))
+    assert found == {"loss": ([], ("val_loss_1", "val_loss_2")), "loss_1": (["val_loss_1"], ())}
+
+
+def test_a_partner_with_another_number_or_of_another_key_is_none():
+    partners = (("loss", ("train_mse_1", "train_kl")),)
+    assert names((), ("val_mse_2", "val_mse_1"), partners=partners)["loss"] == ([], ("val_mse_2", "val_mse_1"))
+    assert names((), ("val_mse_2",), partners=partners)["loss"] == ([], ())
+    assert names((), ("val_mse_1",), partners=partners)["loss"] == (["val_mse_1"], ())
+    assert names((), ("val_kl",), ("loss", "kl"), partners) == {"loss": ([], ()), "kl": (["val_kl"], ())}
+
+
+def test_of_names_that_are_as_close_the_usual_one_comes_first():
+    logged = ("valid_loss", "val/loss", "val_loss")
+    assert names((), logged)["loss"][0] == ["val_loss", "valid_loss", "val/loss"]
 
 
 def test_numbers_of_a_key_tell_something():

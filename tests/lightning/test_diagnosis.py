@@ -379,3 +379,82 @@ def test_a_sum_gives_no_size_where_the_tensors_disagree_either(recwarn):
     model.on_train_epoch_end()
     assert model.epoch_losses == close([mean([(0.0, 1), (4.0, 2)])])
     assert messages(recwarn, "Model") == []
+
+
+# Other values with a size of their own, beside a loss without one.
+OTHERS = {
+    "a name as close but one": lambda model, loss: model.log_dict({"val_mean_loss": 5 * loss}, batch_size=1),
+    "a numbered name": lambda model, loss: model.log("val_loss_2", 5 * loss, batch_size=1),
+    "a part": lambda model, loss: model.log("val_kl_loss", 5 * loss, batch_size=1),
+}
+
+
+@pytest.mark.parametrize("log", OTHERS.values(), ids=OTHERS)
+def test_the_size_of_another_loss_is_not_that_of_the_loss(log, recwarn):
+    def step(model, loss):
+        log(model, loss)
+        model.log("val_loss", loss)
+
+    model = model_of(val=step)
+    val_steps = []
+
+    def validation_step(batch, batch_idx):
+        if not model.trainer.sanity_checking:
+            val_steps.append((model.current_epoch, model.loss(batch).item(), len(batch[0])))
+        step(model, model.loss(batch))
+
+    model.validation_step = validation_step
+    fit(model, loader(), loader(11, 4))
+    assert model.epoch_history["val_loss"] == close(epoch_means(val_steps))
+
+
+def test_the_size_that_is_logged_with_a_copy_of_the_loss_counts():
+    class Model(EpochLossMixin, Net):
+        def training_step(self, batch, batch_idx):
+            loss = self.loss(batch)
+            self.log("train_loss", loss.detach().item(), batch_size=7 + batch_idx)
+            self.steps.append((self.current_epoch, loss.item(), 7 + batch_idx))
+            return loss
+
+    model = Model()
+    fit(model)
+    assert model.epoch_losses == close(epoch_means(model.steps))
+
+
+def test_a_tie_at_the_end_of_validation_names_that_hook(recwarn):
+    def end(model):
+        model.log_dict({"val_loss_total": 1.0, "val_loss_mean": 2.0})
+
+    model = model_of(end=end)
+    fit(model, loader(), loader())
+    (message,) = messages(recwarn, "Model")
+    assert message.startswith("Model.on_validation_epoch_end: 'val_loss' is what it gives as 'val_loss_total', but ")
+    assert model.epoch_history["val_loss"] == [1.0, 1.0]
+
+
+def test_names_that_the_end_of_validation_logs_cast_no_doubt_on_what_the_steps_gave(recwarn):
+    def end(model):
+        model.log_dict({"val_loss_total": 1.0, "val_loss_mean": 2.0, "val_kl": 3.0})
+
+    model = model_of(
+        train=lambda model, loss: {"loss": loss, "kl": loss},
+        val=lambda model, loss: model.log("val_loss", loss),
+        end=end,
+        **KL,
+    )
+    fit(model, loader(), loader())
+    assert model.epoch_history["val_kl"] == [3.0, 3.0]
+    assert messages(recwarn, "Model") == []
+
+
+def test_losses_that_a_manual_optimization_logs_in_turn_are_not_told(recwarn):
+    class Gan(Steps):
+        epoch_loss_keys = ("g_loss", "d_loss")
+
+        def training_step(self, batch, batch_idx):
+            self.log(("g_loss", "d_loss")[batch_idx % 2], self.loss(batch))
+
+    model = Gan()
+    fit(model)
+    assert [len(losses) for losses in model.epoch_history.values()] == [2, 2]
+    assert messages(recwarn, "Gan") == []

@@ -508,14 +508,26 @@ def test_another_name_that_is_as_close_is_told_if_its_value_differs(other, warne
 
 @pytest.mark.parametrize(
     ("train", "logged_as", "warned"),
-    [("train_loss", "val_acc", 1), ("train_acc", "val_acc", 0), ("", "val_lossy", 0), ("", "vloss", 0)],
+    [
+        *(("train_loss", "val_acc", 1), ("train_acc", "val_acc", 0), ("", "val_lossy_psnr", 1)),
+        *(("", "vloss", 0), ("", "val_CELoss/main", 0), ("", "val_loss_ema", 0)),
+    ],
 )
-@pytest.mark.parametrize("convert", [lambda loss: loss, lambda loss: loss.item()], ids=["tensor", "number"])
-def test_a_bare_value_that_is_logged_under_another_name_counts_and_is_told(train, logged_as, warned, convert, recwarn):
+@pytest.mark.parametrize(
+    ("convert", "copy"),
+    [
+        *((lambda loss: loss, lambda loss: loss), (lambda loss: loss, torch.clone)),
+        *((torch.Tensor.item, lambda loss: loss), (torch.Tensor.item, torch.tensor), (lambda loss: loss, float)),
+    ],
+    ids=["tensor", "clone", "number", "tensor of a number", "number of a tensor"],
+)
+def test_a_bare_value_that_is_logged_under_another_name_counts_and_is_told(
+    train, logged_as, warned, convert, copy, recwarn
+):
     class Model(Named):
         def validation_step(self, batch, batch_idx):
             value = convert(Net.validation_step(self, batch, batch_idx))
-            self.log(logged_as, value)
+            self.log(logged_as, copy(value))
             return value
 
     model = Model(train)
