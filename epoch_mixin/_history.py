@@ -122,12 +122,12 @@ class History:
         result: dict[str, list[float]] = {}
         for name, epochs in self.val_epochs.items():
             places = list(zip(epochs, self.val_parts[name]))
-            unknown = Counter(epoch for epoch, part in places if math.isnan(part))
+            runs = Counter(epoch for epoch, part in places if part != 0)
             before = Counter[int]()
             result[name] = []
             for epoch, part in places:
-                before[epoch] += math.isnan(part)
-                result[name].append(epoch + (before[epoch] / unknown[epoch] if math.isnan(part) else part))
+                before[epoch] += part != 0
+                result[name].append(epoch + (before[epoch] / runs[epoch] if math.isnan(part) else part))
         return result
 
 

@@ -102,6 +102,9 @@ class Loop(EpochLossMixin, pl.LightningModule):
 
     validation_step = training_step
 
+    def epoch_loss_weight(self, batch):
+        return 1
+
 
 def test_positions_in_a_loop_without_a_trainer():
     model = Loop()
