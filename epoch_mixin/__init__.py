@@ -3,4 +3,4 @@
 from epoch_mixin.mixin import EpochLossMixin
 
 __all__ = ["EpochLossMixin"]
-__version__ = "0.2.0"
+__version__ = "0.3.0"

@@ -4,7 +4,7 @@ import math
 import reprlib
 from itertools import chain
 from operator import index
-from typing import Any, NamedTuple
+from typing import Any
 
 from epoch_mixin._lightning import attached_trainer, current_hook, is_in_worker
 from epoch_mixin._loop import open_epoch, synchronize
@@ -18,25 +18,6 @@ _RECORD, _VERSION = "epoch_mixin", 1
 # Shows a record in a line.
 _short = reprlib.Repr()
 _short.maxlevel = 2
-
-
-class Record(NamedTuple):
-    """What a checkpoint holds, beside the version of its form.
-
-    Attributes:
-        history, val_epochs, val_parts: see `History`.
-        open, ended: see `RunState`.
-        last: the training epoch that ended last: see `Stage`.
-        partners: see `Partners`.
-    """
-
-    history: dict[str, list[float]]
-    val_epochs: dict[str, list[int]]
-    val_parts: dict[str, list[float]]
-    open: dict[str, Epoch]
-    ended: dict[str, list[Totals]]
-    last: Epoch
-    partners: Partners
 
 
 def save(module: Any, name: str, args: Any, kwargs: Any) -> None:
@@ -124,55 +105,46 @@ def _plain_record(module: Any, run: Run, state: RunState) -> dict[str, Any]:
 
 
 def _restore(module: Any, record: Any, run: Run) -> None:
-    """Take over a record in place of what is there.
+    """Take over a record in place of what is there. One of an older version has fewer parts.
 
     Raises:
         ValueError: the record is damaged, or of a newer version of the package; nothing is changed.
     """
     recorder = module._epoch_recorder
-    where = f"checkpoint[{_RECORD!r}]"
     try:
         version = index(record.get("version", _VERSION))
-        read = _read(record) if version <= _VERSION else None
+        if version <= _VERSION:
+            history = {_text(name): _floats(values) for name, values in record["history"].items()}
+            val_epochs = {_text(name): _indices(epochs) for name, epochs in record["val_epochs"].items()}
+            val_parts = {_text(name): _floats(parts) for name, parts in record.get("val_parts", {}).items()}
+            opened = {_stage(name): _epoch(epoch) for name, epoch in record["open"].items()}
+            ended = {_stage(name): list(map(_totals, epochs)) for name, epochs in record.get("ended", {}).items()}
+            last = _epoch(record.get("last", {"mark": None, "totals": {}}))
+            partners = Partners({_text(key): _evidence(names) for key, names in record.get("partners", {}).items()})
     except Exception as error:  # whatever a record of another form may raise
+        where = f"checkpoint[{_RECORD!r}]"
         raise ValueError(f"{recorder.owner}: {where} is damaged: {_short.repr(record)}") from error
-    if read is None:
-        what = f"has version {version}, and this epoch-mixin reads versions up to {_VERSION}"
-        raise ValueError(f"{recorder.owner}: {where} {what}; install a newer one")
-    epochs = [*chain(*read.ended.values()), *(epoch["totals"] for epoch in (*read.open.values(), read.last))]
-    wrong = [pair for totals in epochs for pair in totals.values() if not math.isfinite(pair[1])]
+    if version > _VERSION:
+        what = f"has version {version}, and this epoch-mixin reads versions up to {_VERSION}; install a newer one"
+        raise ValueError(f"{recorder.owner}: checkpoint[{_RECORD!r}] {what}")
+
+    totals = [*chain(*ended.values()), *(epoch["totals"] for epoch in (*opened.values(), last))]
+    wrong = [pair for sums in totals for pair in sums.values() if not math.isfinite(pair[1])]
     for pair in wrong:  # an infinite or NaN weight would end the resumed fit with an error
         pair[:] = math.nan, 1.0
     if wrong:
         recorder.diagnosis.weight_was_wrong()
-    recorder.history.restore(read.history, read.val_epochs, read.val_parts)
+    unknown = {name: [math.nan] * len(epochs) for name, epochs in val_epochs.items()}
+    recorder.history.restore(history, val_epochs, unknown | val_parts)
     run.reset()
-    run.partners, run.train.last = read.partners, read.last
+    run.partners = partners
+    run.train.last = last
     for stage in (run.val, run.train):
-        stage.ended = read.ended.get(stage.name, [])
-        if stage.name in read.open:
+        stage.ended = ended.get(stage.name, [])
+        if stage.name in opened:
             open_epoch(module, stage)  # with the module's present keys: a user may have changed them
-            stage.mark = read.open[stage.name]["mark"]
-            stage.resumed_totals = read.open[stage.name]["totals"]
-
-
-def _read(record: Any) -> Record:
-    """Build all parts of a record; one of an older version has fewer of them."""
-    val_epochs = {_text(name): [index(epoch) for epoch in epochs] for name, epochs in record["val_epochs"].items()}
-    val_parts = {_text(name): _floats(parts) for name, parts in record.get("val_parts", {}).items()}
-    if any(epoch < 0 for epochs in val_epochs.values() for epoch in epochs):
-        raise ValueError("a negative epoch")
-    ended = record.get("ended", {})
-    partners = record.get("partners", {})
-    return Record(
-        history={_text(name): _floats(values) for name, values in record["history"].items()},
-        val_epochs=val_epochs,
-        val_parts={name: val_parts.get(name, [math.nan] * len(epochs)) for name, epochs in val_epochs.items()},
-        open={_stage(name): _epoch(epoch) for name, epoch in record["open"].items()},
-        ended={_stage(name): [_totals(totals) for totals in epochs] for name, epochs in ended.items()},
-        last=_epoch(record.get("last", {"mark": None, "totals": {}})),
-        partners=Partners({_text(key): _evidence(names) for key, names in partners.items()}),
-    )
+            stage.mark = opened[stage.name]["mark"]
+            stage.resumed_totals = opened[stage.name]["totals"]
 
 
 def _epoch(epoch: Any) -> Epoch:
@@ -185,6 +157,13 @@ def _totals(totals: Any) -> Totals:
     if any(weight < 0 for _, weight in read.values()):
         raise ValueError("a negative weight")
     return read
+
+
+def _indices(values: Any) -> list[int]:
+    indices = [index(value) for value in values]
+    if any(value < 0 for value in indices):
+        raise ValueError("a negative epoch")
+    return indices
 
 
 def _evidence(names: Any) -> dict[str, bool]:

@@ -8,20 +8,15 @@ For each key, the first of these counts:
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from epoch_mixin._names import Candidate, Candidates, Kind, Match, candidates, matches, words
+from epoch_mixin._names import Candidate, Candidates, Kind, Match, candidates, words
 from epoch_mixin._run import Stage
-from epoch_mixin._values import NO_PLACE, Number, Rejected, Value, as_number, as_size, place_of
+from epoch_mixin._values import NO_PLACE, Number, Rejected, Value, as_number, place_of
 
-# The arguments of `self.log` that reduce a value to its mean, in which alone a size is a weight.
-_MEANS = ("mean", "avg", torch.mean)
 # What is returned without a name.
 _BARE = Candidate(is_logged=False, name="", match=Match(Kind.BARE))
 
@@ -99,7 +94,8 @@ class StepLosses(NamedTuple):
 
 def losses_of_step(stage: Stage, output: Any, logged: list[Value]) -> StepLosses:
     """Find the losses of each key in what a step returned and logged."""
-    step, in_training = _Step(stage, output, logged), stage.name == "train"
+    step = _Step(stage, output, logged)
+    in_training = stage.name == "train"
     result = StepLosses([], [], [])
     for key, (names, numbered) in step.candidates().items():
         losses: list[Value] = []
@@ -212,33 +208,9 @@ def _differ(loss: Value, other: Value) -> bool:
     return isinstance(loss.number, Tensor) and isinstance(other.number, Tensor) and loss.place != other.place
 
 
-def logged_values(stage: Stage, args: Any, kwargs: Any, at_end: bool) -> Iterator[Value]:
-    """What is given to ``self.log`` or ``self.log_dict``, in a step or at the end of a validation."""
-    given = args[0] if args else kwargs.get("name", kwargs.get("dictionary"))
-    if isinstance(given, str):
-        given = {given: args[1] if len(args) > 1 else kwargs.get("value")}
-    size = as_size(kwargs["batch_size"]) if "batch_size" in kwargs and _is_mean(**kwargs) else None
-    for name, value in given.items() if isinstance(given, Mapping) else ():
-        means_key = bool(matches(name, stage.keys, *stage.naming()))
-        if isinstance(value, Metric):
-            value = _metric_value(value, at_end and means_key)
-        yield Value(name, value, place_of(value), as_number(value) if means_key else None, size)
-
-
 def entries_of(output: Any) -> Mapping[Any, Any] | None:
     """What a step returned by name; ``None`` if it has no names."""
     try:
         return output if type(output) is dict else dict(output.items()) if isinstance(output, Mapping) else None
     except Exception:  # a mapping of unknown type may raise whatever it is asked
         return None
-
-
-def _is_mean(reduce_fx: Any = "mean", **_: Any) -> bool:
-    return (reduce_fx.lower() if isinstance(reduce_fx, str) else reduce_fx) in _MEANS
-
-
-def _metric_value(metric: Metric, at_end: bool) -> Any:
-    """The value of a metric's latest call, ``None`` if it was only updated; at the end, its value for all batches."""
-    with suppress(Exception):  # it may not be able to compute yet
-        return metric.compute() if at_end else metric._forward_cache
-    return None

@@ -1,26 +1,31 @@
 """Recording a step: its batch, what it returned and what it logged, on the way to the open epoch."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from epoch_mixin._hooks import running
 from epoch_mixin._lightning import CURRENT_HOOK, TRAINER, current_hook, fetched_batch
 from epoch_mixin._loop import EndedValidation, open_epoch
-from epoch_mixin._losses import Logged, logged_values, losses_of_step
+from epoch_mixin._losses import Logged, losses_of_step
 from epoch_mixin._mean import BUFFER_SIZE, ExactMean
+from epoch_mixin._names import matches
 from epoch_mixin._recorder import stage_of_call
 from epoch_mixin._run import LOADER, STEP, Stage
 from epoch_mixin._settings import checked_weight
-from epoch_mixin._values import Number, Value
+from epoch_mixin._values import Number, Value, as_number, as_size, place_of
 from epoch_mixin._weights import BatchSize, batch_size, first_size, size_beside
 
 __tracebackhide__ = True
 
+# The arguments of `self.log` that reduce a value to its mean, in which alone a size is a weight.
+_MEANS = ("mean", "avg", torch.mean)
 # How much a step counts: a number; or what its batch tells of its size, to be judged when the step has given a loss; or
 # `None` for an iterator: the step reads its batch later.
 Weight = Number | BatchSize | None
@@ -106,9 +111,33 @@ def note_log(module: Any, name: str, args: Any, kwargs: Any) -> Any:
     if current_hook(module) not in (None, STEP[logged.stage.name], "on_validation_epoch_end"):
         return NotImplemented
     before = len(logged)
-    logged.extend(logged_values(logged.stage, args, kwargs, at_end=isinstance(logged, EndedValidation)))
+    logged.extend(_logged_values(logged.stage, args, kwargs, at_end=isinstance(logged, EndedValidation)))
     # The `log` of a user may take other arguments, and call the one of Lightning within.
     return None if len(logged) > before else NotImplemented
+
+
+def _logged_values(stage: Stage, args: Any, kwargs: Any, at_end: bool) -> Iterator[Value]:
+    """What is given to ``self.log`` or ``self.log_dict``, in a step or at the end of a validation."""
+    given = args[0] if args else kwargs.get("name", kwargs.get("dictionary"))
+    if isinstance(given, str):
+        given = {given: args[1] if len(args) > 1 else kwargs.get("value")}
+    size = as_size(kwargs["batch_size"]) if "batch_size" in kwargs and _is_mean(**kwargs) else None
+    for name, value in given.items() if isinstance(given, Mapping) else ():
+        means_key = bool(matches(name, stage.keys, *stage.naming()))
+        if isinstance(value, Metric):
+            value = _metric_value(value, at_end and means_key)
+        yield Value(name, value, place_of(value), as_number(value) if means_key else None, size)
+
+
+def _is_mean(reduce_fx: Any = "mean", **_: Any) -> bool:
+    return (reduce_fx.lower() if isinstance(reduce_fx, str) else reduce_fx) in _MEANS
+
+
+def _metric_value(metric: Metric, at_end: bool) -> Any:
+    """The value of a metric's latest call, ``None`` if it was only updated; at the end, its value for all batches."""
+    with suppress(Exception):  # it may not be able to compute yet
+        return metric.compute() if at_end else metric._forward_cache
+    return None
 
 
 def _prepare(module: Any, name: str, args: Any, kwargs: Any) -> tuple[Stage | None, Any, Weight]:
