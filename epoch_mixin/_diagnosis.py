@@ -17,7 +17,7 @@ from epoch_mixin._values import Value
 from epoch_mixin._warn import warn
 from epoch_mixin._weights import BatchSize
 
-_ALL_ZERO = "the weights of its steps are all 0; `epoch_loss_weight` or `batch_size=` must be more for some of them"
+_ALL_ZERO = "the weights of its steps are all 0; `epoch_loss_weight` or `batch_size=` must be above 0 for some of them"
 
 
 class Diagnosis:
@@ -118,8 +118,9 @@ class Diagnosis:
         self._say("weight", f".epoch_loss_weight {what}, so the mean of that epoch is nan")
 
     def _is_final(self, missing: Missing, train: Stage, output: Any, found: StepLosses) -> bool:
-        """Whether a step of training did not give a key, and neither a later one nor a validation may."""
-        key, entries = missing.key, entries_of(output) or {}
+        """Whether a key that a training step did not give can come neither from a later step nor from validation."""
+        key = missing.key
+        entries = entries_of(output) or {}
         if missing.rejected or missing.numbered:
             return True
         # Lightning skips a step that returns None, and one that optimizes manually may log another loss each time. None

@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric
 from epoch_mixin import EpochLossMixin
 from tests.helpers import Net, close, data, epoch_means, fit, loader, mean, messages, trainer
 
-ALL_ZERO = "the weights of its steps are all 0; `epoch_loss_weight` or `batch_size=` must be more for some of them"
+ALL_ZERO = "the weights of its steps are all 0; `epoch_loss_weight` or `batch_size=` must be above 0 for some of them"
 SIZES = "; override `epoch_loss_weight`, or say `self.log(..., batch_size=...)` in the step"
 
 
