@@ -11,25 +11,7 @@ from epoch_mixin._run import Stage
 from epoch_mixin._values import Value, as_number
 
 # Quantities that are no losses. One is offered as a key only where nothing else was given.
-_NO_LOSSES = {
-    *[
-        "acc",
-        "accuracy",
-        "top1",
-        "f1",
-        "auc",
-        "auroc",
-        "precision",
-        "recall",
-        "map",
-        "iou",
-        "miou",
-        "dice",
-        "psnr",
-        "ssim",
-        "lr",
-    ]
-}
+_NO_LOSSES = {"acc", "accuracy", "top1", "f1", "auc", "auroc", "precision", "recall", "iou", "miou", "psnr", "lr"}
 
 
 class Unrecorded:
