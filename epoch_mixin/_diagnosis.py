@@ -45,7 +45,8 @@ class Diagnosis:
             self._tell_doubt(stage, doubt, STEP[stage.name])
         for missing in found.missing:
             self._unrecorded[stage.name].add(stage, missing, output, logged)
-            if stage.name == "train" and self._is_final(missing, stage, output, found):
+        for missing in found.missing if stage.name == "train" else ():
+            if self._is_final(missing, stage, output, found):
                 self._tell_missing(stage, missing.key)
 
     def end_of_validation(self, val: Stage, found: StepLosses, logged: list[Value]) -> None:
@@ -86,7 +87,7 @@ class Diagnosis:
         if totals and not any(weight for _, weight in totals.values()):
             self._say("validation", start + _ALL_ZERO)
         elif not given and (unrecorded.numbered or (in_fit and unrecorded.returned)):
-            how = f'return the loss, or self.log("val_{val.keys[0]}", ...)'
+            how = f'return the loss, or self.log("val_{val.keys[0]}", ...)' + self._as_one_number(val, val.keys[0])
             self._say("validation", f"{start}{STEP['val']} {self._text(val, [*val.keys], given)}; {how}")
         elif in_fit:
             given_in_training = self.history.given | given_keys(val.run.train.means)
@@ -139,8 +140,9 @@ class Diagnosis:
 
     def _tell_missing(self, stage: Stage, key: str, given: Collection[str] = ()) -> None:
         step = STEP[stage.name]
-        what = f"{key!r} is in epoch_loss_keys, but {step} {self._text(stage, [key], given)}"
-        how = f'return it as "{key}", or self.log("{stage.name}_{key}", ...)'
+        missing = [key, *self._unrecorded[stage.name].returned]
+        what = f"{key!r} is in epoch_loss_keys, but {step} {self._text(stage, missing, given)}"
+        how = f'return it as "{key}", or self.log("{stage.name}_{key}", ...)' + self._as_one_number(stage, key)
         self._say(("missing", stage.name, key), f".{step}: no {key!r} is recorded for this step: {what}; {how}")
 
     def _tell_nan(self, keys: list[str], why: str) -> None:
@@ -170,6 +172,9 @@ class Diagnosis:
             return unrecorded.text(missing[0])
         them = "it" if len(others) == 1 else "them"
         return f"{unrecorded.text(missing[0])} (record {them} with epoch_loss_keys = {as_code((*works, *others))})"
+
+    def _as_one_number(self, stage: Stage, key: str) -> str:
+        return ", as one number such as its `.mean()`" if key in self._unrecorded[stage.name].of_tensors else ""
 
     def _works(self, key: str, stage: Stage) -> bool:
         """Whether training or validation has given a key."""

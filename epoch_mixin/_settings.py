@@ -52,7 +52,8 @@ def check_keys(keys: Any, owner: str) -> None:
     """
     setting = f"{owner}.epoch_loss_keys"
     if not (isinstance(keys, tuple) and keys and all(isinstance(key, str) for key in keys)):
-        raise TypeError(f'{setting} must be a tuple of strings such as ("loss",), not {keys!r}')
+        such = (keys,) if isinstance(keys, str) else ("loss",)
+        raise TypeError(f"{setting} must be a tuple of strings such as {as_code(such)}, not {keys!r}")
     if any(word in STAGE_WORDS for key in keys for word in words(key)):
         right = as_code(tuple(dict.fromkeys(without_stage(key) or "loss" for key in keys)))
         apart = "training and validation of a key are recorded apart"
@@ -72,7 +73,8 @@ def checked_weight(weight: Any, owner: str) -> Number:
     """
     number = as_number(weight)
     if not isinstance(weight, (Real, Tensor)) or number is None or isinstance(number, Rejected):
-        raise TypeError(f"{owner}.epoch_loss_weight must return one number, not {weight!r}")
+        given = number if isinstance(number, Rejected) else repr(weight)
+        raise TypeError(f"{owner}.epoch_loss_weight must return one number, not {given}")
     if isinstance(weight, Real) and not 0 <= number < math.inf:
         raise ValueError(f"{owner}.epoch_loss_weight must return a finite number not below zero, not {weight}")
     return math.nan if isinstance(number, float) and number < 0 else number

@@ -8,7 +8,7 @@ from torch import Tensor
 from epoch_mixin._losses import Missing, entries_of
 from epoch_mixin._names import key_for, matches, words
 from epoch_mixin._run import Stage
-from epoch_mixin._values import Value, as_number
+from epoch_mixin._values import RejectedTensor, Value, as_number
 
 # Quantities that are no losses. One is offered as a key only where nothing else was given.
 _NO_LOSSES = {"acc", "accuracy", "top1", "f1", "auc", "auroc", "precision", "recall", "iou", "miou", "psnr", "lr"}
@@ -22,6 +22,7 @@ class Unrecorded:
         logged: the names that they logged, each with a note.
         at_end: the names that ``on_validation_epoch_end`` logged, each with a note.
         numbered: the names that differ only in a number.
+        of_tensors: the keys for which a tensor was given that is not one number.
     """
 
     def __init__(self) -> None:
@@ -29,11 +30,14 @@ class Unrecorded:
         self.logged: dict[str, str] = {}
         self.at_end: dict[str, str] = {}
         self.numbered: dict[str, None] = {}
+        self.of_tensors: set[str] = set()
         # The names of what may be a loss, each with whether it was logged.
         self._names: dict[str, bool] = {}
 
     def add(self, stage: Stage, missing: Missing, output: Any, logged: list[Value]) -> None:
         """Add a step that did not give a key."""
+        if isinstance(missing.rejected, RejectedTensor):
+            self.of_tensors.add(missing.key)
         if missing.key not in self.returned:
             entries = entries_of(output) or {}
             self.returned[missing.key] = _described(missing, output, stage)
@@ -83,7 +87,7 @@ def _described(missing: Missing, output: Any, stage: Stage) -> str:
         return "None"
     if entries is None:
         what = missing.rejected or f"a {type(output).__name__}"
-        return what if missing.rejected and isinstance(output, Tensor) else f"only {what}"
+        return what if isinstance(what, RejectedTensor) else f"only {what}"
     none = [key for key in (missing.key, *stage.keys) if key in entries and entries[key] is None]
     if none:
         return f"a {none[0]} of None"

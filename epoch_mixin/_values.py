@@ -36,6 +36,10 @@ class Rejected(str):
     """What a value is that is not one number, in words."""
 
 
+class RejectedTensor(Rejected):
+    """The shape of a tensor that is not one number."""
+
+
 class Value(NamedTuple):
     """A value that a step returned or logged.
 
@@ -68,7 +72,7 @@ def as_number(value: Any, dims: bool = True) -> Number | Rejected | None:
             has_value = value.device.type in ("xla", "lazy") or value.data_ptr()
             if not has_value or value.numel() != 1 or (value.ndim and not dims) or value.is_complex():
                 what = " without values" if value.is_meta else " of complex numbers" if value.is_complex() else ""
-                return Rejected(f"a {kind} of shape {tuple(value.shape)}{what}")
+                return RejectedTensor(f"a {kind} of shape {tuple(value.shape)}{what}")
             if value.is_cpu:
                 return float(value.item())
             # A copy: the user, or a replayed CUDA graph, may write to the memory again. MPS has no float64.

@@ -143,7 +143,8 @@ class EpochLossMixin:
         """
         key = self._main_key() if key is None else key
         if key not in self.epoch_loss_keys:
-            raise ValueError(f"{key!r} is not among {type(self).__name__}.epoch_loss_keys = {self.epoch_loss_keys!r}")
+            where = f"{type(self).__name__}.epoch_loss_keys = {self.epoch_loss_keys!r}"
+            raise ValueError(f"{key!r} is not among {where}; write one of these")
         return _recorder.running_mean(self, key)
 
     def epoch_loss_weight(self, batch: Any) -> float | Tensor:

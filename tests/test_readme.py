@@ -101,7 +101,10 @@ def quiet_trainer(**options):
 )
 def test_each_kept_file_is_named_with_the_loss_of_its_own_epoch(run, options):
     stop, *keep = run[2]["stop"], run[2]["best_train"], run[2]["best_val"]
-    own = [pl.callbacks.EarlyStopping(stop.monitor, check_finite=True, check_on_train_epoch_end=True)]
+    own = [
+        pl.callbacks.EarlyStopping(stop.monitor, check_finite=True, check_on_train_epoch_end=True),
+        pl.callbacks.EarlyStopping("val_mean", check_finite=True, check_on_train_epoch_end=False),
+    ]
     for kept in keep:
         at = kept._save_on_train_epoch_end
         own.append(
@@ -118,6 +121,10 @@ def test_each_kept_file_is_named_with_the_loss_of_its_own_epoch(run, options):
         history = torch.load(path, weights_only=True)["epoch_mixin"]["history"]
         assert history[{"train_mean": "loss", "val_mean": "val_loss"}[name]][-1] == pytest.approx(float(mean), abs=1e-4)
     assert means["train_mean"] == pytest.approx(model.epoch_losses, abs=1e-4)
+    # README: the file of the best validation has no training mean of its own epoch yet.
+    first_val = min(Path("kept").glob("*val_mean*"), key=lambda path: int(re.search(r"step=(\d+)", path.name)[1]))
+    history = torch.load(first_val, weights_only=True)["epoch_mixin"]["history"]
+    assert len(history.get("loss", [])) == (1 if "check_val_every_n_epoch" in options else 0)
     assert means["val_mean"] == pytest.approx(model.epoch_history["val_loss"], abs=1e-4)
 
 

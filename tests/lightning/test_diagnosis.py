@@ -76,8 +76,11 @@ def record(*keys):
     return f" (record {'it' if len(keys) == 2 else 'them'} with epoch_loss_keys = {keys})".replace("'", '"')
 
 
-def no_val(what):
-    how = 'return the loss, or self.log("val_loss", ...)'
+ONE = ", as one number such as its `.mean()`"
+
+
+def no_val(what, as_one_number=""):
+    how = 'return the loss, or self.log("val_loss", ...)' + as_one_number
     return [f"Model: no step of a validation gave a loss: validation_step {what}; {how}"]
 
 
@@ -86,9 +89,9 @@ def no_train(what, key="loss"):
     return [f"Model: no step of epoch 0 gave a loss for {key!r}, so its mean is nan: it {what}; {how}"]
 
 
-def no_key(stage, key, what):
+def no_key(stage, key, what, as_one_number=""):
     step = {"train": "training_step", "val": "validation_step"}[stage]
-    how = f'return it as "{key}", or self.log("{stage}_{key}", ...)'
+    how = f'return it as "{key}", or self.log("{stage}_{key}", ...)' + as_one_number
     where = f"Model.{step}: no {key!r} is recorded for this step"
     return [f"{where}: {key!r} is in epoch_loss_keys, but {step} {what}; {how}"]
 
@@ -104,12 +107,14 @@ BARE = (
 )
 NO_SCALAR = "for it, which is no real scalar"
 
+COMPLEX = f"returned only 'loss', 'kl' and gave a Tensor of shape () of complex numbers {NO_SCALAR}"
+
 # What the steps do, and all that is said.
 MESSAGES = {
     "None": (dict(), no_val("returned None")),
     "text": (dict(val=gives("text")), no_val("returned only a str")),
-    "vector": (dict(val=gives(torch.ones(4))), no_val("returned a Tensor of shape (4,)")),
-    "prediction": (dict(val=gives(torch.ones(1))), no_val("returned a Tensor of shape (1,)")),
+    "vector": (dict(val=gives(torch.ones(4))), no_val("returned a Tensor of shape (4,)", ONE)),
+    "prediction": (dict(val=gives(torch.ones(1))), no_val("returned a Tensor of shape (1,)", ONE)),
     "entries": (dict(val=gives({"x": 1})), no_val("returned only 'x'")),
     "no entries": (dict(val=gives({})), no_val("returned an empty dict")),
     "entry of None": (dict(val=gives({"loss": None, "x": 1})), no_val("returned a loss of None")),
@@ -149,14 +154,17 @@ MESSAGES = {
     ),
     "training: a vector": (
         dict(train=gives(torch.ones(3)), val=gives(1.0)),
-        no_key("train", "loss", "returned a Tensor of shape (3,)"),
+        no_key("train", "loss", "returned a Tensor of shape (3,)", ONE),
     ),
     "training: complex": (
         dict(
             train=lambda model, loss: {"loss": loss, "kl": torch.tensor(1j)}, val=gives({"loss": 1.0, "kl": 1.0}), **KL
         ),
         no_key(
-            "train", "kl", f"returned only 'loss', 'kl' and gave a Tensor of shape () of complex numbers {NO_SCALAR}"
+            "train",
+            "kl",
+            f"returned only 'loss', 'kl' and gave a Tensor of shape () of complex numbers {NO_SCALAR}",
+            ONE,
         ),
     ),
     "weights of 0": (
@@ -227,6 +235,11 @@ HINTED = {
         ("loss",),
         dict(val=lambda model, loss: model.log_dict({"val_loss_0.1": loss, "val_loss_0.9": loss * 2})),
         ("loss", "loss_0_1", "loss_0_9"),
+    ),
+    "several of them": (
+        ("loss", "kl", "recon"),
+        dict(train=lambda model, loss: model.log_dict({"train/kl_loss": loss, "train/recon_loss": loss * 2}) or loss),
+        ("loss", "kl_loss", "recon_loss"),
     ),
     "no accuracy": (("loss",), dict(val=logs("val_acc", "val/bpd", "lr")), ("loss", "bpd")),
     "parts": (("loss",), dict(val=logs("val_acc", "val_kl_loss", "val_recon_loss")), ("loss", "kl_loss", "recon_loss")),
