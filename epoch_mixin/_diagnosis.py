@@ -160,7 +160,10 @@ class Diagnosis:
             how = f'if that is not the loss, log the loss: self.log("{closest}", ...)'
         else:
             what = f"{curve!r} is what it gives as {doubt.name!r}, but {rivals} is as close and has another value"
+            is_there = closest in (doubt.name, *doubt.rivals)
             how = f'to choose, self.log("{closest}", ...), or return {{"{doubt.key}": ...}}'
+            if is_there:
+                how = f'to choose, log one of them under another name, or return {{"{doubt.key}": ...}}'
         self._say(("doubt", stage.name, doubt.key), f".{method}: {what}; {how}")
 
     def _text(self, stage: Stage, missing: list[str], given: Collection[str]) -> str:

@@ -164,8 +164,8 @@ class _Step:
         if chosen is _BARE:
             logged_as = dict.fromkeys(value.name for value in self.logged if _is_same(value, loss))
             return tuple(name for name in logged_as if not any(word.endswith("loss") for word in words(name)))
-        if chosen.name in (key, f"{self.stage.name}_{key}"):
-            return ()  # the usual names
+        if chosen.name == key and not chosen.is_logged:
+            return ()  # what is returned under the key itself
         as_close = [other for other in names if other.is_logged == chosen.is_logged and other.match == chosen.match]
         return tuple(
             other.name

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 # Words that tell the stage.
 _STAGES = {"train": {"train", "training", "trainer"}, "val": {"val", "valid", "validation", "validate", "dev", "eval"}}
@@ -158,15 +158,10 @@ def candidates(
         groups = [group for group in _differ_in_a_number((*returned, *logged), key, stage) if group & close.keys()]
         numbered = tuple(dict.fromkeys(name for _, name in given if any(name in group for group in groups)))
         names = [Candidate(is_logged, name, close[name]) for is_logged, name in given if name in close]
-        names = [candidate for candidate in names if candidate.name not in numbered]
-        result[key] = Candidates(sorted(names, key=lambda candidate: _rank(candidate, key, stage)), numbered)
+        # What is returned comes first, and in it the key itself; of names that are as close, the first.
+        names.sort(key=lambda it: (it.is_logged, not it.is_logged and it.name != key, it.match))
+        result[key] = Candidates([candidate for candidate in names if candidate.name not in numbered], numbered)
     return result
-
-
-def _rank(candidate: Candidate, key: str, stage: str) -> tuple[Any, ...]:
-    """What is returned comes first, and in it the key itself; of names that are as close, ``val_loss`` as it stands."""
-    is_logged, name, match = candidate
-    return is_logged, not is_logged and name != key, match, name != f"{stage}_{key}"
 
 
 def key_for(name: str) -> str:

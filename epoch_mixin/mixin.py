@@ -85,7 +85,7 @@ class EpochLossMixin:
         cls = type(self)
         if "_is_wrapped" not in vars(cls):
             raise TypeError(
-                f"{cls.__name__} was not set up by EpochLossMixin: one of its bases has an"
+                f"{cls.__name__} was made without EpochLossMixin taking part: one of its bases has an"
                 " `__init_subclass__` that does not call `super().__init_subclass__()`"
             )
         if not is_lightning_module(cls):

@@ -101,9 +101,10 @@ def test_a_partner_with_another_number_or_of_another_key_is_none():
     assert names((), ("val_kl",), ("loss", "kl"), partners) == {"loss": ([], ()), "kl": (["val_kl"], ())}
 
 
-def test_of_names_that_are_as_close_the_usual_one_comes_first():
-    logged = ("valid_loss", "val/loss", "val_loss")
-    assert names((), logged)["loss"][0] == ["val_loss", "valid_loss", "val/loss"]
+def test_of_names_that_are_as_close_the_first_one_comes_first():
+    logged = ("valid_loss", "val/loss", "val_loss", "loss")
+    assert names((), logged)["loss"][0] == [*logged]
+    assert names((), logged[::-1])["loss"][0] == ["val_loss", "val/loss", "valid_loss", "loss"]
 
 
 def test_numbers_of_a_key_tell_something():

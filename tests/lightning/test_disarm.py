@@ -420,7 +420,7 @@ def test_a_base_that_hides_its_subclasses_is_refused_loudly(variant):
         return model.epoch_losses
 
     model = variant()()
-    with pytest.raises(TypeError, match=r"Model was not set up by EpochLossMixin.*`__init_subclass__`"):
+    with pytest.raises(TypeError, match=r"Model was made without EpochLossMixin taking part.*`__init_subclass__`"):
         losses()
 
 

@@ -490,20 +490,27 @@ def test_one_numbered_name_counts(recwarn):
     assert messages(recwarn, "Model") == []
 
 
-@pytest.mark.parametrize(("other", "warned"), [(lambda loss: loss * 2, 1), (lambda loss: loss.clone(), 0)])
-def test_another_name_that_is_as_close_is_told_if_its_value_differs(other, warned, recwarn):
+@pytest.mark.parametrize(
+    ("names", "how"),
+    [
+        (("val_loss_total", "val_loss_mean"), 'self.log("val_loss", ...), or return {"loss": ...}'),
+        (("valid_loss", "val_loss"), 'log one of them under another name, or return {"loss": ...}'),
+        (("val_loss", "val/loss"), 'log one of them under another name, or return {"loss": ...}'),
+    ],
+)
+@pytest.mark.parametrize(("other", "differs"), [(lambda loss: loss * 2, True), (lambda loss: loss.clone(), False)])
+def test_another_name_that_is_as_close_is_told_if_its_value_differs(names, how, other, differs, recwarn):
     class Model(EpochLossMixin, Net):
         def validation_step(self, batch, batch_idx):
             loss = super().validation_step(batch, batch_idx)
-            self.log_dict({"val_loss_total": loss, "val_loss_mean": other(loss)})
+            self.log_dict({names[0]: loss, names[1]: other(loss)})
 
     model = Model()
     fit(model, loader(), loader(**VAL))
     assert_right_curves(model)
-    found = messages(recwarn, "Model")
-    assert len(found) == warned
-    assert all("'val_loss' is what it gives as 'val_loss_total', but 'val_loss_mean' is" in text for text in found)
-    assert all('self.log("val_loss", ...)' in text for text in found)
+    what = f"'val_loss' is what it gives as {names[0]!r}, but {names[1]!r} is as close and has another value"
+    expected = [f"Model.validation_step: {what}; to choose, {how}"] if differs else []
+    assert messages(recwarn, "Model") == expected
 
 
 @pytest.mark.parametrize(
