@@ -123,6 +123,8 @@ def _logged_values(stage: Stage, args: Any, kwargs: Any, at_end: bool) -> Iterat
         given = {given: args[1] if len(args) > 1 else kwargs.get("value")}
     size = as_size(kwargs["batch_size"]) if "batch_size" in kwargs and _is_mean(**kwargs) else None
     for name, value in given.items() if isinstance(given, Mapping) else ():
+        if not isinstance(name, str):
+            continue  # the `log_dict` of a user may take other names
         means_key = bool(matches(name, stage.keys, *stage.naming()))
         if isinstance(value, Metric):
             value = _metric_value(value, at_end and means_key)

@@ -767,7 +767,7 @@ def test_a_metric_that_was_only_updated_is_left_alone():
     assert metric.compute() == 5.0
 
 
-@pytest.mark.parametrize("words", [(), ("a message",), (["a", "list"], 3.0), ({}, 1, 2)])
+@pytest.mark.parametrize("words", [(), ("a message",), (["a", "list"], 3.0), ({}, 1, 2), ({1: 2.0, "a": 3.0},)])
 def test_a_log_of_the_users_own_may_take_what_it_likes(words):
     class Model(Logs):
         def log(self, *words):
