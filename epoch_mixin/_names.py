@@ -159,7 +159,7 @@ def candidates(
         numbered = tuple(dict.fromkeys(name for _, name in given if any(name in group for group in groups)))
         names = [Candidate(is_logged, name, close[name]) for is_logged, name in given if name in close]
         # What is returned comes first, and in it the key itself; of names that are as close, the first.
-        names.sort(key=lambda it: (it.is_logged, not it.is_logged and it.name != key, it.match))
+        names.sort(key=lambda each: (each.is_logged, not each.is_logged and each.name != key, each.match))
         result[key] = Candidates([candidate for candidate in names if candidate.name not in numbered], numbered)
     return result
 

@@ -89,9 +89,9 @@ def as_number(value: Any, dims: bool = True) -> Number | Rejected | None:
 def as_size(size: Any) -> Number | None:
     """Give the ``batch_size`` of a ``self.log``; ``None`` if it is no number, negative or not finite."""
     number = as_number(size) if isinstance(size, (Real, Tensor)) else None
-    return (
-        None if isinstance(number, Rejected) or (isinstance(number, float) and not 0 <= number < math.inf) else number
-    )
+    if isinstance(number, float):
+        return number if 0 <= number < math.inf else None
+    return number if isinstance(number, Tensor) else None  # whether that is negative, no step waits to see
 
 
 def place_of(value: Any) -> Place:
